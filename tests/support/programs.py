@@ -1,0 +1,18 @@
+"""Programs of the machine that tests run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+
+def need(program: str) -> str:
+    """The path of a program, also where /sbin is not in PATH. Without it the test is skipped; in CI it fails."""
+    path = shutil.which(program, path=os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"]))
+    if path is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"{program} is not installed, and CI must not skip a test")
+        pytest.skip(f"{program} is not installed")
+    return os.path.abspath(path)

@@ -1,0 +1,331 @@
+"""The journal: one record per change, so that an auditor can ask who hid what, when, and when each node had it.
+
+Records go to journald by its native protocol (https://systemd.io/JOURNAL_NATIVE_PROTOCOL/) or, where no journal socket
+is, to stderr as one JSON line each. A worker only puts its record into a bounded queue; one thread of our own writes,
+so a slow or restarting journald delays nobody. Every value is escaped: a name with a newline is one record, one line.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import socket
+import stat
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from enum import Enum
+from typing import NamedTuple, Protocol
+
+from logging_journald import JournaldTransport
+
+from tombsync.names import Hour, Marked, printable
+
+IDENTIFIER = "tombsync"
+JOURNAL_SOCKET = "/run/systemd/journal/socket"
+QUEUE_RECORDS = 20_000  # 12 MB when full (0.6 kB each): a takedown of three hours in three qualities at once
+CLOSE_TIMEOUT_S = 2.0
+RETRY_FIRST_S = 0.05
+RETRY_MAX_S = 5.0  # journald restarts within a second or two; its queue then takes everything at once
+SEND_TIMEOUT_S = 0.25  # how long one send waits in the kernel for room in journald's queue
+
+_FIELD_FORBIDDEN = re.compile("[^A-Z0-9_]")
+_FIELD_CHARACTERS = 64  # journald drops a longer field name, and with it the value
+
+
+# The syslog priorities in use.
+CRITICAL = 2
+ERROR = 3
+WARNING = 4
+NOTICE = 5
+INFO = 6
+
+
+class Event(Enum):
+    """What is recorded: a MESSAGE_ID that never changes, a priority, and one line of what it means."""
+
+    HIDDEN = "75d8e9cb2f4242afabd09b4c45a3e495", NOTICE, "a segment is hidden from every listing of this node"
+    DELIVERED = "4fd3bca4a4c84ceead09b4c026ebc0d3", INFO, "a peer confirmed that it holds the tombstone"
+    UNDELIVERED = "42ceefcc51a647909539d8061e30d765", WARNING, "a peer answered that it does not hold the tombstone, and why"
+    RESTORED = "aece7d9e76244ec5812abd0f39176ce8", WARNING, "a vanished tombstone was put back into the tree"
+    REJECTED = "cf4bc8e960924001a36126192072b213", WARNING, "a name from outside was refused and changed nothing"
+    MISTAKEN_NAME = "072c8c889977402cb7520527566fb2bc", WARNING, "a file that looks like a tombstone hides nothing"
+    NOT_REGULAR = "0d821c96b00a449bb2e748a10c97d243", WARNING, "a tombstone that is no regular file hides only here"
+    PEER_UP = "33442c5ab22546eeb02c7a207580875e", NOTICE, "a peer can be reached again"
+    PEER_DOWN = "ff0600b5790d4760b2eca0018043cc12", WARNING, "a peer cannot be reached; its deliveries wait"
+    HOST_KEY_CHANGED = "0bc701e426b54ce9ab91eb734becdcbe", CRITICAL, "a peer shows another host key: it gets nothing"
+    PEER_ADDED = "ea2ba4d9e57c44878d3a72af96739090", NOTICE, "a peer was added; every tombstone is due for it"
+    PEER_FORGOTTEN = "c1cd9a92acba4b0ab33d7497a3f98466", WARNING, "a peer was removed; what it confirmed is forgotten"
+    OVERFLOW = "d353c3b41be3463dad8aa02c2185ac60", WARNING, "the kernel dropped file events; a rescan repairs it"
+    WATCH_LIMIT = "920249ef95754c2d82459527a5d6e78f", ERROR, "no more watches are allowed; rescans find the rest"
+    NETWORK_FILESYSTEM = "c78b434f8fd945c8a423ead4aaf9677d", WARNING, "remote writes to the tree raise no events here"
+    ROOT_LOST = "dfe2b7c750c2428bab97ad6c471c6874", CRITICAL, "the tree is gone or another one; nothing is changed"
+    ROOT_RETURNED = "041d55fd658a4dcbb5f280bd36b7464b", NOTICE, "the tree is back; the agent restarts to take it up"
+    ROOT_ADOPTED = "f0e2b755b31d4ca185e1ea0a987ad2df", NOTICE, "the tree was taken as the one of this node"
+    HOUR_GONE = "70a2ab60b7ad429b8c5423abd1323710", NOTICE, "an hour directory is gone; its tombstones are forgotten"
+    PLACE_LOST = "5f1c3a85477845719db6ae543a1b8aca", WARNING, "a channel or quality is gone; its tombstones wait"
+    INDEX_SET_ASIDE = "fed767c155d54b928d1a407561661bb7", ERROR, "a damaged index was moved away and is rebuilt"
+    RESCAN_COMPLETED = "629446d1be0048e0b894b0e72e6049ec", INFO, "a rescan compared the tree with the index"
+    STATE_REFUSED = "95dc343aa4a546038c273ebcad766e37", ERROR, "the index cannot be written; it is tried again"
+    TREE_REFUSED = "70f2b1066d4649c1a6ee19d18673c0b9", ERROR, "the tree does not let a tombstone be created"
+    STARTED = "73c9a2236b4144d9aea7771e0364d1ec", NOTICE, "the agent started"
+    READY = "01847977eebd4dd19080c15b90f75c01", NOTICE, "the first rescan is done; listings are complete"
+    STOPPING = "15f4ab97d8ce46d697d5f83834b24955", NOTICE, "the agent was asked to stop"
+    WORKER_DIED = "38bfd0cf63bf4fab899a67e14c718d35", CRITICAL, "a part of the agent failed; the process ends"
+    CONFINEMENT = "850fc67a66ac47b7b35522dfda7f2f34", NOTICE, "which rights the agent gave up at its start"
+    RECORDS_LOST = "1557cf5d8dce4c6a8dfb77fe61cc2ead", ERROR, "the journal could not take all audit records"
+
+    def __init__(self, message_id: str, priority: int, meaning: str) -> None:
+        self.message_id = message_id
+        self.priority = priority
+        self.meaning = meaning
+
+    @property
+    def word(self) -> str:
+        """The value of TOMBSYNC_EVENT."""
+        return self.name.lower().replace("_", "-")
+
+
+class Record(NamedTuple):
+    """One record, ready to be written. `time` is ISO 8601 in UTC, to the microsecond; every value is one line."""
+
+    time: str
+    fields: dict[str, str]
+
+
+class Sink(Protocol):
+    """Where records go. Used by one thread at a time."""
+
+    def send(self, record: Record) -> None:
+        """Write one record whole, or raise OSError: the same record is then sent again later."""
+
+    def close(self) -> None:
+        """Give up what is held open."""
+
+
+class JournalSink:
+    """journald's socket. The path is looked up by each send, so a replaced socket is simply found.
+
+    A record over the socket's limit is handed over as a sealed memfd, by the transport.
+    """
+
+    def __init__(self, path: str = JOURNAL_SOCKET) -> None:
+        self._transport = JournaldTransport(path, connected=False)
+        # Not settimeout(): the kernel calls an unconnected datagram socket writable even when the receiver is full,
+        # and Python would spin until the timeout. This wait is the kernel's own, and ends as soon as there is room.
+        micro = int(SEND_TIMEOUT_S * 1_000_000)
+        self._transport.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", 0, micro))
+
+    def send(self, record: Record) -> None:
+        """Send one record with its own time, as it may have waited. Raises OSError."""
+        self._transport.send([*record.fields.items(), ("TOMBSYNC_TIME", record.time)])
+
+    def close(self) -> None:
+        """Close our end."""
+        self._transport.socket.close()
+
+
+class StderrSink:
+    """One JSON line each, with the journal's field names and, like `journalctl -o json`, text for every value."""
+
+    def __init__(self, descriptor: int = 2) -> None:
+        self._descriptor = descriptor
+        self._rest = b""  # of a line that was written in part; the same record is sent again, so it is that one's
+
+    def send(self, record: Record) -> None:
+        """Write one line; not through sys.stderr, whose lock a stuck write would hold. Raises OSError."""
+        if not self._rest:
+            self._rest = json.dumps({"time": record.time, **record.fields}).encode() + b"\n"
+        while self._rest:
+            self._rest = self._rest[os.write(self._descriptor, self._rest) :]
+
+    def close(self) -> None:
+        """Nothing: stderr is not ours."""
+
+
+class _Entry(NamedTuple):
+    """One call of `record`, as it came; it is put into words by the audit thread."""
+
+    at: float
+    event: Event
+    message: str
+    extra: Mapping[str, str | int]
+    marked: Marked | None = None
+    hour: Hour | None = None
+    segment: str | None = None
+    peer: str | None = None
+    source: str | None = None
+    actor: str | None = None
+    elapsed_ms: float | None = None
+
+
+class Audit:
+    """The bounded queue and its one thread, which owns the sink.
+
+    Records may come before `start`, from any thread. The order of acceptance is the order of writing.
+    """
+
+    def __init__(
+        self, node: str, sink: Sink, *, capacity: int = QUEUE_RECORDS, wall: Callable[[], float] = time.time
+    ) -> None:
+        self._node = node
+        self._sink = sink
+        self._capacity = capacity
+        self._wall = wall
+        self._condition = threading.Condition()  # its lock is re-entrant: a signal handler may record, too
+        self._queue: deque[_Entry] = deque()  # under the condition, like all below
+        self._dropped = 0
+        self._unreported = 0  # of the dropped, those that no record tells of yet
+        self._closing_at: float | None = None  # monotonic: when the thread gives up
+        self._ended = False
+        self._thread: threading.Thread | None = None
+
+    @property
+    def dropped(self) -> int:
+        """How many records were lost so far: the queue was full, journald was gone at the end."""
+        return self._dropped
+
+    def start(self) -> None:
+        """Start writing. Apart from construction because the process confines itself before its first thread."""
+        with self._condition:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._write_all, name="audit", daemon=True)
+                self._thread.start()
+
+    def record(
+        self,
+        event: Event,
+        message: str,
+        *,
+        marked: Marked | None = None,
+        hour: Hour | None = None,
+        segment: str | None = None,
+        peer: str | None = None,
+        source: str | None = None,
+        actor: str | None = None,
+        elapsed_ms: float | None = None,
+        **fields: str | int,
+    ) -> None:
+        """Put one record into the queue, with the time of this call. Never waits for the journal and never raises.
+
+        `marked` gives segment, channel, quality and hour; `hour` the last three; `segment` is for a path that did not
+        parse. Further `fields` become TOMBSYNC_<NAME>. Where the queue is full the record is dropped and counted.
+        """
+        at = self._wall()
+        entry = _Entry(at, event, message, fields, marked, hour, segment, peer, source, actor, elapsed_ms)
+        with self._condition:
+            if self._ended or len(self._queue) >= self._capacity:
+                self._dropped += 1
+                self._unreported += 1
+            else:
+                self._queue.append(entry)
+                self._condition.notify()
+
+    def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> int:
+        """Write what waits, for at most `timeout_s`, and stop; returns how many accepted records were lost by that."""
+        self.start()
+        with self._condition:
+            if self._closing_at is None:
+                self._closing_at = time.monotonic() + timeout_s
+            self._condition.notify_all()
+            thread = self._thread
+        if thread is not None:
+            thread.join(timeout_s + SEND_TIMEOUT_S + RETRY_FIRST_S)
+            if not thread.is_alive():  # else it is stuck in a write, and the descriptor is still in use
+                self._sink.close()
+        with self._condition:
+            self._ended = True
+            lost = len(self._queue)
+            self._queue.clear()
+            self._dropped += lost
+            self._condition.notify_all()
+        return lost
+
+    def _write_all(self) -> None:
+        wait_s = RETRY_FIRST_S
+        while (entry := self._next()) is not None:
+            written = False
+            try:
+                self._sink.send(_in_words(self._node, entry))
+                written = True
+            except OSError as error:
+                # A record too large even for the transport's memfd is no fault of journald's.
+                if error.errno != errno.EMSGSIZE:
+                    self._pause(wait_s)
+                    wait_s = min(wait_s * 2, RETRY_MAX_S)
+                    continue
+            except Exception:  # noqa: S110 - what cannot be put into words must not stop the records behind it
+                pass
+            wait_s = RETRY_FIRST_S
+            self._done(entry, written)
+
+    def _next(self) -> _Entry | None:
+        """The oldest entry, which stays queued until it is written; waits for one. None when the thread is to end."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._queue or self._closing_at is not None)
+            late = self._closing_at is not None and time.monotonic() >= self._closing_at
+            return self._queue[0] if self._queue and not late else None
+
+    def _done(self, entry: _Entry, written: bool) -> None:
+        with self._condition:
+            if self._queue and self._queue[0] is entry:  # else close() gave up on it meanwhile
+                self._queue.popleft()
+                if not written:
+                    self._dropped += 1
+                    self._unreported += 1
+            # With half the room still taken, telling of a loss would only cause the next one.
+            if written and self._unreported and len(self._queue) <= self._capacity // 2 and not self._ended:
+                count, self._unreported = self._unreported, 0
+                self._queue.append(_lost(self._wall(), count))
+
+    def _pause(self, wait_s: float) -> None:
+        """Wait before the next try; not for long when told to close."""
+        with self._condition:
+            if not self._condition.wait_for(lambda: self._closing_at is not None, wait_s):
+                return
+            self._condition.wait_for(lambda: self._ended, RETRY_FIRST_S)
+
+
+def open_audit(node: str, *, journal_socket: str = JOURNAL_SOCKET) -> Audit:
+    """The audit of this node, to journald where its socket is and else to stderr. It wants `start` and `close`."""
+    try:
+        is_socket = stat.S_ISSOCK(os.stat(journal_socket).st_mode)
+    except OSError:
+        is_socket = False
+    return Audit(node, JournalSink(journal_socket) if is_socket else StderrSink())
+
+
+def _lost(at: float, count: int) -> _Entry:
+    message = f"the journal could not take all audit records, lost: {count}"
+    return _Entry(at, Event.RECORDS_LOST, message, {"count": count})
+
+
+def _in_words(node: str, entry: _Entry) -> Record:
+    """The fields of an entry, in an order that never changes: the common ones first, then the others by name."""
+    hour = entry.marked.hour if entry.marked else entry.hour
+    fields = {
+        "MESSAGE": entry.message,
+        "MESSAGE_ID": entry.event.message_id,
+        "PRIORITY": str(entry.event.priority),
+        "SYSLOG_IDENTIFIER": IDENTIFIER,
+        "TOMBSYNC_NODE": node,
+        "TOMBSYNC_EVENT": entry.event.word,
+        "TOMBSYNC_SEGMENT": entry.marked.path if entry.marked else entry.segment,
+        "TOMBSYNC_CHANNEL": hour.channel if hour else None,
+        "TOMBSYNC_QUALITY": hour.quality if hour else None,
+        "TOMBSYNC_HOUR": hour.text if hour else None,
+        "TOMBSYNC_PEER": entry.peer,
+        "TOMBSYNC_SOURCE": entry.source,
+        "TOMBSYNC_ACTOR": entry.actor,
+        "TOMBSYNC_ELAPSED_MS": None if entry.elapsed_ms is None else f"{entry.elapsed_ms:.3f}",
+    }
+    for name in sorted(entry.extra):
+        key = "TOMBSYNC_" + _FIELD_FORBIDDEN.sub("_", name.upper())
+        fields.setdefault(key[:_FIELD_CHARACTERS], str(entry.extra[name]))
+    time_text = datetime.fromtimestamp(entry.at, UTC).isoformat(timespec="microseconds")
+    return Record(time_text, {key: printable(value) for key, value in fields.items() if value is not None})

@@ -1,0 +1,1 @@
+"""The demo: nodes on this machine that hide, deliver and confirm, with nothing installed and nothing kept."""

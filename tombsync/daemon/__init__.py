@@ -1,0 +1,7 @@
+"""The agent as a whole: `Agent.run` reads from top to bottom; the commands share its parts."""
+
+from tombsync.daemon.agent import Agent
+from tombsync.daemon.once import rescan_once
+from tombsync.daemon.parts import believe_root, open_index, request_adoption, target_of, target_text
+
+__all__ = ["Agent", "believe_root", "open_index", "request_adoption", "rescan_once", "target_of", "target_text"]

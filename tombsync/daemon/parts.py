@@ -1,0 +1,59 @@
+"""Parts of the start that the agent and the commands share."""
+
+from __future__ import annotations
+
+import os
+
+from tombsync import config, errors
+from tombsync.audit import Audit, Event
+from tombsync.index import Writer, damage_noted, set_aside
+from tombsync.peers import Target
+from tombsync.tree import Tree
+
+
+def open_index(path: str, audit: Audit) -> Writer:
+    """The index's writer; a damaged or foreign file is set aside first. Raises IndexTooNew, StateRefused."""
+    reason = "an earlier run met damage in it"
+    if not damage_noted(path):
+        try:
+            return Writer(path)
+        except errors.IndexDamaged as exc:
+            reason = exc.reason
+    aside = set_aside(path)
+    audit.record(Event.INDEX_SET_ASIDE, f"the index was moved to {aside} and is rebuilt from the tree: {reason}")
+    return Writer(path)
+
+
+def believe_root(tree: Tree, writer: Writer, audit: Audit) -> str:
+    """The identity that the tree must have: the index's, or for a new index the tree's. Raises RootMissing, TreeRefused."""
+    identity: str | None = writer.fact("root")
+    if identity is None:
+        identity = tree.adopt()
+        with writer.transaction():
+            writer.set_fact("root", identity)
+        audit.record(Event.ROOT_ADOPTED, f"{tree.root} is the segment tree of this node: {identity}")
+    return identity
+
+
+def target_text(peer: config.PeerSettings) -> str:
+    """What makes a peer the same peer over time: where it is and how it is delivered to."""
+    return f"{peer.delivery}://{peer.user}@{peer.host}:{peer.port}{peer.path}"
+
+
+def target_of(peer: config.PeerSettings) -> Target:
+    """A peer's settings as its connector takes them."""
+    return Target(peer.name, peer.host, peer.port, peer.user, peer.key, peer.known_hosts, peer.path)
+
+
+def request_adoption(state_dir: str) -> None:
+    """Let the agent know that what looks unmounted is meant to be gone."""
+    os.close(os.open(os.path.join(state_dir, "adopt-root"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o640))
+
+
+def take_adoption(state_dir: str) -> bool:
+    """Whether such a request was left; it counts for one rescan."""
+    try:
+        os.unlink(os.path.join(state_dir, "adopt-root"))
+    except FileNotFoundError:
+        return False
+    return True

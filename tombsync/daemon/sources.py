@@ -1,0 +1,95 @@
+"""What a scrape of the metrics asks of the agent's parts."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Iterator
+
+from tombsync.audit import Audit
+from tombsync.guard import RootGuard
+from tombsync.index import Reader, Writer
+from tombsync.plan import State
+from tombsync.push import Pusher
+from tombsync.rescan import Rescan
+from tombsync.watch import Watch
+from tombsync.work import Beats
+
+
+class Sources:
+    """What a scrape asks; see metrics.Sources. The reader is shared by the HTTP threads, under `_lock`."""
+
+    def __init__(
+        self,
+        writer: Writer,
+        path: str,
+        pushers: Iterable[Pusher],
+        watch: Watch,
+        rescan: Rescan,
+        guard: RootGuard,
+        beats: Beats,
+        audit: Audit,
+    ) -> None:
+        self._writer = writer
+        self._pushers = list(pushers)
+        self._watch = watch
+        self._rescan = rescan
+        self._guard = guard
+        self._beats = beats
+        self._audit = audit
+        self._peers = {key: name for name, key in writer.peer_ids().items()}
+        self._lock = threading.Lock()
+        self._reader = Reader(path)
+
+    def tombstones(self) -> int:
+        return self._writer.tally.markers
+
+    def segments(self) -> Iterator[tuple[str, str, int, int]]:
+        tally = self._writer.tally
+        for place, (channel, quality) in self._writer.places().items():
+            hidden = tally.hidden[place]
+            yield channel, quality, tally.files[place] - hidden, hidden
+
+    def deliveries(self) -> Iterator[tuple[str, State, int]]:
+        for (peer, state), count in list(self._writer.tally.deliveries.items()):
+            if peer in self._peers:
+                yield self._peers[peer], state, count
+
+    def oldest_unconfirmed_s(self) -> Iterator[tuple[str, float]]:
+        now_ns = time.time_ns()
+        for key, name in self._peers.items():
+            with self._lock:
+                oldest_ns = self._reader.oldest_unconfirmed_ns(key)
+            yield name, 0.0 if oldest_ns is None else max(0.0, (now_ns - oldest_ns) / 1e9)
+
+    def peers_up(self) -> Iterator[tuple[str, bool]]:
+        return ((pusher.peer_name, pusher.up) for pusher in self._pushers)
+
+    def watches(self) -> int:
+        return self._watch.watches
+
+    def rescans_completed(self) -> Iterable[tuple[str, float]]:
+        return list(self._rescan.completed.items())
+
+    def root_believed(self) -> bool:
+        return self._guard.believed()
+
+    def beat_ages_s(self) -> dict[str, float]:
+        return self._beats.ages_s()
+
+    def journal_dropped(self) -> int:
+        return self._audit.dropped
+
+    def close(self) -> None:
+        with self._lock:
+            self._reader.close()
+
+
+def describe(guard: RootGuard, rescan: Rescan) -> str:
+    """One line that says what the agent is doing."""
+    if not guard.believed():
+        return "paused: the segment tree is not there, or is another one"
+    progress = rescan.progress
+    if progress is not None and progress.total:
+        return f"{progress.kind.value} rescan {100 * progress.done // progress.total} %"
+    return "ready" if rescan.first_done.is_set() else "starting"

@@ -1,0 +1,48 @@
+"""The local index: a rebuildable cache of the tree in one SQLite file, and the deliveries that it remembers.
+
+Exactly one thread writes (`Writer`), each reading thread has a `Reader` of its own, and checkpoints are made beside both
+(`Checkpointer`). sqlite3's names do not leave this package.
+"""
+
+from tombsync.index.batches import (
+    DeliveryOutcomes,
+    Facts,
+    HourGone,
+    HourListed,
+    MarkersForgotten,
+    Outcome,
+    PeerReport,
+    PeerVerified,
+    PlaceMount,
+    SegmentRows,
+)
+from tombsync.index.checkpoint import Checkpointer
+from tombsync.index.files import AgentLock, agent_pid, damage_noted, index_path, set_aside
+from tombsync.index.reader import Due, HourRow, MarkerRow, PeerRow, Reader
+from tombsync.index.writer import Hidden, Writer
+
+__all__ = [
+    "AgentLock",
+    "Checkpointer",
+    "DeliveryOutcomes",
+    "Due",
+    "Facts",
+    "Hidden",
+    "HourGone",
+    "HourListed",
+    "HourRow",
+    "MarkerRow",
+    "MarkersForgotten",
+    "Outcome",
+    "PeerReport",
+    "PeerRow",
+    "PeerVerified",
+    "PlaceMount",
+    "Reader",
+    "SegmentRows",
+    "Writer",
+    "agent_pid",
+    "damage_noted",
+    "index_path",
+    "set_aside",
+]

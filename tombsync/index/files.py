@@ -1,0 +1,194 @@
+"""The index's file: where it lives, who may write it, how it is opened, and how a damaged one is set aside."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import quote
+
+from tombsync.errors import IndexBusy, IndexDamaged, IndexMissing, IndexTooNew, StateRefused
+from tombsync.index.schema import APPLICATION_ID, MIGRATIONS, migrate
+
+_INDEX_NAME = "index.sqlite"
+_LOCK_NAME = "agent.lock"
+_DAMAGED_NAME = "index.damaged"  # left by a process that met the damage while it ran
+_SIDE_FILES = ("", "-wal", "-shm")
+_STATE_MODE = 0o750  # readers in the agent's group may look, nobody else
+_INDEX_MODE = 0o640
+_BUSY_TIMEOUT_S = 5.0  # only a checkpoint can hold the file from the one writer, and never for long
+# A missing table or column (SQLITE_ERROR while opening) is damage as well: the schema is not what its version says.
+_DAMAGE_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+
+
+def index_path(state_dir: str) -> str:
+    """The index's file in a state directory."""
+    return os.path.join(state_dir, _INDEX_NAME)
+
+
+class AgentLock:
+    """Held for the life of an agent, so that one state directory has one writer. Released by the kernel at any end."""
+
+    def __init__(self, state_dir: str) -> None:
+        """Take the lock. Raises IndexBusy where another process holds it, StateRefused."""
+        try:
+            os.makedirs(state_dir, mode=_STATE_MODE, exist_ok=True)
+            self._fd = os.open(os.path.join(state_dir, _LOCK_NAME), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _INDEX_MODE)
+        except OSError as exc:
+            raise StateRefused(state_dir, os.strerror(exc.errno or 0)) from exc
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._fd)
+            raise IndexBusy(state_dir, agent_pid(state_dir)) from None
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, b"%d\n" % os.getpid(), 0)
+
+    def release(self) -> None:
+        """Let another agent start."""
+        os.close(self._fd)
+
+
+def agent_pid(state_dir: str) -> int:
+    """The process that holds the lock of a state directory; 0 where none does or it cannot be told."""
+    try:
+        fd = os.open(os.path.join(state_dir, _LOCK_NAME), os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return 0
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return int(os.pread(fd, 32, 0) or b"0")
+        return 0
+    except (OSError, ValueError):
+        return 0
+    finally:
+        os.close(fd)
+
+
+def open_for_writing(path: str) -> sqlite3.Connection:
+    """The writer's connection, its schema brought up to date.
+
+    Raises IndexDamaged for a file that is damaged or none of ours, IndexTooNew, StateRefused.
+    """
+    new = not os.path.exists(path)
+    with _translated(path):
+        if new:
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _INDEX_MODE))
+        connection = _connect(path, "rw")
+        try:
+            _require_ours(connection, path)
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=NORMAL")
+            connection.execute("PRAGMA wal_autocheckpoint=0")  # a checkpoint's fsync must not fall into a hide
+            connection.execute("PRAGMA temp_store=MEMORY")
+            connection.execute("PRAGMA cache_size=-8000")
+            migrate(connection)
+            for table in ("meta", "place", "hour", "segment", "marker", "peer", "delivery"):
+                connection.execute(f"SELECT * FROM {table} LIMIT 1").fetchone()  # noqa: S608 (names of our own)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+def open_for_checkpoints(path: str) -> sqlite3.Connection:
+    """A second connection that writes nothing but checkpoints. Raises IndexDamaged, StateRefused."""
+    with _translated(path):
+        connection = _connect(path, "rw")
+        connection.execute("PRAGMA wal_autocheckpoint=0")
+        connection.execute("PRAGMA busy_timeout=100")
+        return connection
+
+
+def open_for_reading(path: str) -> sqlite3.Connection:
+    """A read-only connection, with the agent up or down. Raises IndexMissing, IndexDamaged, IndexTooNew."""
+    if not os.path.exists(path):
+        raise IndexMissing(path)
+    with _translated(path):
+        connection = _connect(path, "ro")
+        try:
+            _require_ours(connection, path)
+        except sqlite3.OperationalError:
+            connection.close()
+            # After a clean stop there is no -wal, and a reader that may not create one must say that none is needed.
+            if os.path.exists(path + "-wal"):
+                raise
+            connection = _connect(path, "ro&immutable=1")
+            _require_ours(connection, path)
+        connection.execute("PRAGMA temp_store=MEMORY")
+        connection.execute("PRAGMA cache_size=-2000")
+        return connection
+
+
+def set_aside(path: str) -> str:
+    """Rename the index and its side files, so that nothing of it is lost, and return the new name. Raises StateRefused."""
+    aside = f"{path}.set-aside-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}"
+    number = 0
+    while os.path.exists(aside):
+        number += 1
+        aside = f"{aside.partition('.n')[0]}.n{number}"
+    try:
+        for suffix in _SIDE_FILES:
+            if os.path.exists(path + suffix):
+                os.rename(path + suffix, aside + suffix)
+        flag = os.path.join(os.path.dirname(path), _DAMAGED_NAME)
+        if os.path.exists(flag):
+            os.unlink(flag)
+    except OSError as exc:
+        raise StateRefused(path, os.strerror(exc.errno or 0)) from exc
+    return aside
+
+
+def note_damage(path: str) -> None:
+    """Leave word for the next start that the index is damaged: a running process cannot exchange it."""
+    flag = os.path.join(os.path.dirname(path), _DAMAGED_NAME)
+    os.close(os.open(flag, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, _INDEX_MODE))
+
+
+def damage_noted(path: str) -> bool:
+    """Whether an earlier process left word of damage."""
+    return os.path.exists(os.path.join(os.path.dirname(path), _DAMAGED_NAME))
+
+
+@contextmanager
+def _translated(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (sqlite3.Error, OSError) as exc:
+        raise translate(path, exc) from exc
+
+
+def translate(path: str, exc: Exception) -> IndexDamaged | StateRefused:
+    """Our error for one of SQLite's or the file system's."""
+    if isinstance(exc, OSError):
+        return StateRefused(path, os.strerror(exc.errno or 0))
+    # The low byte is the primary result code, https://sqlite.org/rescode.html
+    if getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in _DAMAGE_CODES:
+        return IndexDamaged(path, str(exc))
+    return StateRefused(path, str(exc))
+
+
+def _connect(path: str, mode: str) -> sqlite3.Connection:
+    return sqlite3.connect(
+        f"file:{quote(path)}?mode={mode}",
+        uri=True,
+        timeout=_BUSY_TIMEOUT_S,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=256,
+    )
+
+
+def _require_ours(connection: sqlite3.Connection, path: str) -> None:
+    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if application_id != APPLICATION_ID and (tables or version):
+        raise IndexDamaged(path, "it is no index of tombsync")
+    if version > len(MIGRATIONS):
+        raise IndexTooNew(path, version, len(MIGRATIONS))

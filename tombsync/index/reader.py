@@ -1,0 +1,281 @@
+"""Questions to the index. A Reader belongs to one thread; every call is short, none is proportional to the tree."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from tombsync.errors import IndexDamaged
+from tombsync.index import files
+from tombsync.index.schema import HOUR_BITS, IS_HIDDEN, from_key, hour_id, hour_of, place_range, to_key
+from tombsync.names import EXTENSION, Hour, Kind, Marked, tombstone_name
+from tombsync.plan import LAST_DUE, UNCONFIRMED_STATES, State
+
+_UNCONFIRMED = ",".join(str(int(state)) for state in UNCONFIRMED_STATES)
+_HOUR_COLUMNS = "id, mtime_ns, digest, pass, settled, edits, files"
+_MARKER_COLUMNS = "m.id, m.hour, m.stem, m.source, m.hidden_at_ns, m.ctime_ns, m.owner_uid, m.in_tree, m.pushable"
+
+
+class HourRow(NamedTuple):
+    """What the index knows of one hour directory. `number` is `names.Hour.number`."""
+
+    number: int
+    mtime_ns: int | None
+    digest: bytes | None
+    pass_number: int
+    settled: int
+    edits: int
+    files: int
+
+
+class Due(NamedTuple):
+    """A delivery that a pusher may take. `ever_confirmed`: the peer had it once, so its hour is not made again."""
+
+    marker: int
+    marked: Marked
+    ever_confirmed: bool
+    state: State
+    hidden_at_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class MarkerRow:
+    """A recorded tombstone. Times are wall time in nanoseconds."""
+
+    marker: int
+    marked: Marked
+    source: str
+    hidden_at_ns: int
+    ctime_ns: int | None
+    owner_uid: int | None
+    in_tree: bool
+    pushable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryRow:
+    """One delivery of one marker. Times are wall time in nanoseconds."""
+
+    peer: str
+    state: State
+    asked_at_ns: int | None
+    confirmed_at_ns: int | None
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class PeerRow:
+    """A peer as the agent last saw it. Times are wall time in nanoseconds."""
+
+    peer: int
+    name: str
+    target: str
+    up: bool
+    changed_at_ns: int | None
+    error: str
+    error_at_ns: int | None
+    verified_at_ns: int | None
+    counts: dict[State, int]
+    oldest_unconfirmed_ns: int | None
+
+
+class Reader:
+    """Reads the index. Raises IndexMissing, IndexDamaged, StateRefused."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._connection = files.open_for_reading(path)
+        self._places: dict[int, tuple[str, str]] = {}
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as exc:
+            error = files.translate(self.path, exc)
+            if isinstance(error, IndexDamaged):
+                try:
+                    files.note_damage(self.path)
+                except OSError:  # a reading command of another account: the agent will meet the damage itself
+                    pass
+            raise error from exc
+
+    def _all(self, sql: str, values: Sequence[object] = ()) -> list[Any]:
+        with self._translated():
+            return self._connection.execute(sql, values).fetchall()
+
+    # -- hours and segments -------------------------------------------------------------------------------------------
+
+    def places(self) -> dict[tuple[str, str], tuple[int, bool]]:
+        """(channel, quality) -> (key, whether it was a mount of its own)."""
+        return {
+            (from_key(channel), from_key(quality)): (identifier, bool(own_mount))
+            for identifier, channel, quality, own_mount in self._all("SELECT id, channel, quality, own_mount FROM place")
+        }
+
+    def _place(self, identifier: int) -> dict[int, tuple[str, str]]:
+        if identifier not in self._places:
+            self._places = {place: pair for pair, (place, _) in self.places().items()}
+        return self._places
+
+    def _hour_key(self, hour: Hour) -> int | None:
+        for _ in range(2):
+            for place, pair in self._places.items():
+                if pair == (hour.channel, hour.quality):
+                    return hour_id(place, hour.number)
+            self._places = {place: pair for pair, (place, _) in self.places().items()}
+        return None
+
+    def _hour_of(self, identifier: int) -> Hour:
+        return hour_of(identifier, self._place(identifier >> HOUR_BITS))
+
+    def hour_rows(self, place: int, *, below: int | None, least: int) -> list[HourRow]:
+        """The hours of a place from `least` up to and not including `below`."""
+        first, last = place_range(place)
+        last = last if below is None else first + below - 1
+        rows = self._all(f"SELECT {_HOUR_COLUMNS} FROM hour WHERE id BETWEEN ? AND ?", (first + least, last))  # noqa: S608
+        return [HourRow(row[0] - first, *row[1:]) for row in rows]
+
+    def unsettled(self, *, below: int | None, limit: int) -> list[tuple[int, Hour, HourRow]]:
+        """Hours whose listing does not count yet, as (key, hour, row), by falling key."""
+        rows = self._all(
+            f"SELECT {_HOUR_COLUMNS} FROM hour WHERE settled = 0 AND id < ? ORDER BY id DESC LIMIT ?",  # noqa: S608
+            (below if below is not None else 1 << 62, limit),
+        )
+        return [(row[0], hour := self._hour_of(row[0]), HourRow(hour.number, *row[1:])) for row in rows]
+
+    def hour_row(self, hour: Hour) -> HourRow | None:
+        """One hour's row."""
+        key = self._hour_key(hour)
+        rows = self._all(f"SELECT {_HOUR_COLUMNS} FROM hour WHERE id = ?", (key,))  # noqa: S608
+        return HourRow(hour.number, *rows[0][1:]) if rows else None
+
+    def segments(self, hour: Hour) -> set[tuple[str, Kind]]:
+        """The rows of an hour as (stem, kind), hidden or not."""
+        key = self._hour_key(hour)
+        rows = self._all("SELECT stem, ext FROM segment WHERE hour = ?", (key,))
+        kinds = {int(kind): kind for kind in Kind}
+        return {(from_key(stem), kinds[ext]) for stem, ext in rows}
+
+    def markers(self, hour: Hour) -> dict[str, bool]:
+        """The marked stems of an hour -> whether the tombstone was once in the tree."""
+        key = self._hour_key(hour)
+        rows = self._all("SELECT stem, max(in_tree) FROM marker WHERE hour = ? GROUP BY stem HAVING max(gen) % 2 = 0", (key,))
+        return {from_key(stem): bool(in_tree) for stem, in_tree in rows}
+
+    def listing(self, hour: Hour, *, tombstones: bool = False) -> list[str]:
+        """The visible file names of an hour, sorted; with `tombstones` the tombstones too. [] for an unknown hour."""
+        key = self._hour_key(hour)
+        names = [
+            from_key(stem) + EXTENSION[Kind(ext)]
+            for stem, ext in self._all(
+                f"SELECT stem, ext FROM segment s WHERE hour = ? AND NOT ({IS_HIDDEN})", (key,)  # noqa: S608
+            )
+        ]
+        if tombstones:
+            names.extend(tombstone_name(stem) for stem in self.markers(hour))
+        return sorted(names)
+
+    # -- markers and deliveries ---------------------------------------------------------------------------------------
+
+    def marker_rows(self, *, below: int | None = None, limit: int) -> list[MarkerRow]:
+        """Recorded tombstones, newest first."""
+        rows = self._all(
+            f"SELECT {_MARKER_COLUMNS} FROM marker m WHERE m.id < ? ORDER BY m.id DESC LIMIT ?",  # noqa: S608
+            (below if below is not None else 1 << 62, limit),
+        )
+        return [self._marker(row) for row in rows]
+
+    def marker(self, marked: Marked) -> MarkerRow | None:
+        """The newest generation of one stem's marker."""
+        rows = self._all(
+            f"SELECT {_MARKER_COLUMNS} FROM marker m WHERE m.hour = ? AND m.stem = ? ORDER BY m.gen DESC LIMIT 1",  # noqa: S608
+            (self._hour_key(marked.hour), to_key(marked.stem)),
+        )
+        return self._marker(rows[0]) if rows else None
+
+    def stems_like(self, stem: str, limit: int = 20) -> list[MarkerRow]:
+        """Recorded tombstones of this stem in whatever hour."""
+        rows = self._all(
+            f"SELECT {_MARKER_COLUMNS} FROM marker m WHERE m.stem = ? LIMIT ?", (to_key(stem), limit)  # noqa: S608
+        )
+        return [self._marker(row) for row in rows]
+
+    def _marker(self, row: tuple[Any, ...]) -> MarkerRow:
+        marked = Marked(self._hour_of(row[1]), from_key(row[2]))
+        return MarkerRow(row[0], marked, row[3], row[4], row[5], row[6], bool(row[7]), bool(row[8]))
+
+    def deliveries(self, marker: int) -> list[DeliveryRow]:
+        """The deliveries of one marker, by peer."""
+        return [
+            DeliveryRow(name, State(state), asked, confirmed, detail or "")
+            for name, state, asked, confirmed, detail in self._all(
+                "SELECT name, state, asked_at_ns, confirmed_at_ns, detail FROM delivery d JOIN peer p ON p.id = d.peer"
+                " WHERE marker = ? ORDER BY name",
+                (marker,),
+            )
+        ]
+
+    def due(self, peer: int, *, above: int = 0, below: int | None = None, limit: int) -> list[Due]:
+        """Deliveries of a peer that are due, newest first, their marker's key within (above, below)."""
+        return self._deliveries_of(f"state <= {LAST_DUE:d}", peer, above, below, limit)
+
+    def confirmed(self, peer: int, *, below: int | None, limit: int) -> list[Due]:
+        """Deliveries of a peer that it has answered, newest first: what a verify asks for again."""
+        answered = f"state IN ({State.CONFIRMED:d}, {State.HOUR_GONE:d}, {State.NOT_DURABLE:d})"
+        return self._deliveries_of(answered, peer, 0, below, limit)
+
+    def _deliveries_of(self, where: str, peer: int, above: int, below: int | None, limit: int) -> list[Due]:
+        rows = self._all(
+            "SELECT m.id, m.hour, m.stem, d.confirmed_at_ns IS NOT NULL, d.state, m.hidden_at_ns"  # noqa: S608
+            " FROM delivery d JOIN marker m ON m.id = d.marker"
+            f" WHERE d.peer = ? AND d.{where} AND d.marker > ? AND d.marker < ? ORDER BY d.marker DESC LIMIT ?",
+            (peer, above, below if below is not None else 1 << 62, limit),
+        )
+        return [
+            Due(marker, Marked(self._hour_of(hour), from_key(stem)), bool(ever), State(state), at)
+            for marker, hour, stem, ever, state, at in rows
+        ]
+
+    def oldest_unconfirmed_ns(self, peer: int) -> int | None:
+        """When the oldest tombstone that a peer has not confirmed was hidden here (wall time); None where none is open."""
+        rows = self._all(
+            "SELECT m.hidden_at_ns FROM delivery d JOIN marker m ON m.id = d.marker"  # noqa: S608
+            f" WHERE d.peer = ? AND d.state IN ({_UNCONFIRMED}) AND (d.state <= {LAST_DUE:d} OR d.state = {State.HELD:d})"
+            " ORDER BY d.marker LIMIT 1",
+            (peer,),
+        )
+        return rows[0][0] if rows else None
+
+    def peers(self) -> list[PeerRow]:
+        """Every peer by name, with its deliveries counted."""
+        counts: dict[int, dict[State, int]] = {}
+        for peer, state, count in self._all("SELECT peer, state, count(*) FROM delivery GROUP BY 1, 2"):
+            counts.setdefault(peer, {})[State(state)] = count
+        return [
+            PeerRow(row[0], row[1], row[2], bool(row[3]), row[4], row[5] or "", row[6], row[7],
+                    counts.get(row[0], {}), self.oldest_unconfirmed_ns(row[0]))
+            for row in self._all(
+                "SELECT id, name, target, up, changed_at_ns, error, error_at_ns, verified_at_ns FROM peer ORDER BY name"
+            )
+        ]
+
+    # -- facts --------------------------------------------------------------------------------------------------------
+
+    def fact(self, key: str) -> Any:
+        """A value of the agent's own; None where it was never set."""
+        rows = self._all("SELECT value FROM meta WHERE key = ?", (key,))
+        return rows[0][0] if rows else None
+
+    def totals(self) -> tuple[int, int, int, int]:
+        """Hours, segment files, hidden files, tombstones."""
+        ((hours, total, hidden),) = self._all("SELECT count(*), total(files), total(hidden) FROM hour")
+        ((markers,),) = self._all("SELECT count(*) FROM marker")
+        return hours, int(total), int(hidden), markers
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()

@@ -1,0 +1,149 @@
+"""The index's tables, and how an older schema becomes the present one.
+
+An hour is one integer: `place << HOUR_BITS | hours since 0001`, so hours of a place are a range, newest last. Names are
+TEXT, or BLOB where they are not UTF-8 (SQLite compares the two kinds apart, and one name is always of one kind).
+A segment costs about 85 bytes (measured by benchmarks/index.py).
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+
+from tombsync.names import Hour
+from tombsync.plan import LAST_DUE, State
+
+APPLICATION_ID = 0x746F6D62  # "tomb": PRAGMA application_id tells our file from any other
+HOUR_BITS = 27  # 2^27 hours are 15,300 years
+HOUR_MASK = (1 << HOUR_BITS) - 1
+
+# A row of `marker` is one generation of one stem (0: marked; odd will mean revoked, even marked again), and a row of
+# `delivery` belongs to one such row, so the generation is part of the key of both. Marker ids only grow: "newest first"
+# is a walk backwards. `hour.edits` counts what the watcher and hiding changed: a listing that was made before such a
+# change does not count as known (see HourListed).
+_VERSION_1 = f"""
+CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+
+CREATE TABLE place (
+    id INTEGER PRIMARY KEY,
+    channel TEXT NOT NULL,
+    quality TEXT NOT NULL,
+    own_mount INTEGER NOT NULL DEFAULT 0,
+    UNIQUE (channel, quality)
+);
+
+CREATE TABLE hour (
+    id INTEGER PRIMARY KEY,
+    mtime_ns INTEGER,
+    digest BLOB,
+    pass INTEGER NOT NULL DEFAULT 0,
+    settled INTEGER NOT NULL DEFAULT 0,
+    edits INTEGER NOT NULL DEFAULT 0,
+    files INTEGER NOT NULL DEFAULT 0,
+    hidden INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX hour_unsettled ON hour (id) WHERE settled = 0;
+
+CREATE TABLE segment (
+    hour INTEGER NOT NULL,
+    stem TEXT NOT NULL,
+    ext INTEGER NOT NULL,
+    PRIMARY KEY (hour, stem, ext)
+) WITHOUT ROWID;
+
+CREATE TABLE marker (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    hour INTEGER NOT NULL,
+    stem TEXT NOT NULL,
+    gen INTEGER NOT NULL DEFAULT 0,
+    in_tree INTEGER NOT NULL DEFAULT 1,
+    pushable INTEGER NOT NULL DEFAULT 1,
+    source TEXT NOT NULL,
+    hidden_at_ns INTEGER NOT NULL,
+    ctime_ns INTEGER,
+    owner_uid INTEGER,
+    UNIQUE (hour, stem, gen)
+);
+
+CREATE TABLE peer (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    name TEXT NOT NULL UNIQUE,
+    target TEXT NOT NULL,
+    up INTEGER NOT NULL DEFAULT 0,
+    changed_at_ns INTEGER,
+    error TEXT,
+    error_at_ns INTEGER,
+    verified_at_ns INTEGER
+);
+
+CREATE TABLE delivery (
+    peer INTEGER NOT NULL,
+    marker INTEGER NOT NULL,
+    state INTEGER NOT NULL,
+    asked_at_ns INTEGER,
+    confirmed_at_ns INTEGER,
+    detail TEXT,
+    PRIMARY KEY (peer, marker)
+) WITHOUT ROWID;
+CREATE INDEX delivery_due ON delivery (peer, marker) WHERE state <= {LAST_DUE:d};
+CREATE INDEX delivery_marker ON delivery (marker);
+
+CREATE TRIGGER marker_hides AFTER INSERT ON marker BEGIN
+    INSERT INTO delivery (peer, marker, state)
+        SELECT id, NEW.id, {State.PENDING:d} FROM peer WHERE NEW.pushable;
+    INSERT OR IGNORE INTO hour (id) VALUES (NEW.hour);
+    UPDATE hour SET
+        edits = edits + 1,
+        digest = NULL,
+        settled = 0,
+        hidden = hidden + (SELECT count(*) FROM segment WHERE hour = NEW.hour AND stem = NEW.stem)
+    WHERE id = NEW.hour;
+END;
+"""
+
+# One script per version; the index's `user_version` says how many have run.
+MIGRATIONS = (_VERSION_1,)
+
+# The rule of visibility, in one place: the newest generation of the stem's marker is even.
+IS_HIDDEN = "(SELECT max(gen) FROM marker m WHERE m.hour = s.hour AND m.stem = s.stem) % 2 IS 0"
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Bring an empty or older index to the present schema, each step in one transaction."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
+        connection.executescript(
+            f"BEGIN IMMEDIATE;{script}PRAGMA application_id={APPLICATION_ID};PRAGMA user_version={number};COMMIT;"
+        )
+
+
+def hour_id(place: int, number: int) -> int:
+    """The index's key of an hour."""
+    return place << HOUR_BITS | number
+
+
+def place_range(place: int) -> tuple[int, int]:
+    """The first and the last key that an hour of this place can have."""
+    return place << HOUR_BITS, place << HOUR_BITS | HOUR_MASK
+
+
+def hour_of(identifier: int, places: dict[int, tuple[str, str]]) -> Hour:
+    """The hour of a key."""
+    channel, quality = places[identifier >> HOUR_BITS]
+    return Hour(channel, quality, identifier & HOUR_MASK)
+
+
+def to_key(name: str) -> str | bytes:
+    """A name as it is stored: text, or bytes where it is not UTF-8."""
+    if name.isascii():
+        return name
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(name)
+    return name
+
+
+def from_key(value: str | bytes) -> str:
+    """The inverse of `to_key`."""
+    return value if isinstance(value, str) else os.fsdecode(value)

@@ -1,0 +1,325 @@
+"""The one connection that writes the index. Everything in here runs in one thread at a time: first the starting one,
+then the intake's.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from tombsync.errors import IndexDamaged
+from tombsync.index import files
+from tombsync.index.batches import Outcome
+from tombsync.index.schema import HOUR_BITS, IS_HIDDEN, from_key, hour_id, to_key
+from tombsync.names import Hour, Kind, Marked
+from tombsync.plan import State
+from tombsync.tree import Sight
+from tombsync.work import TRANSACTION_ROWS, Batch, Sighting
+
+
+@dataclass(frozen=True, slots=True)
+class Hidden:
+    """A first sighting that was committed."""
+
+    marker: int
+    sighting: Sighting
+    sight: Sight
+
+
+class Tally:
+    """Counts of the index's rows, so that a scrape costs no query. Written by the writer's thread only; single dict
+    operations make it readable from any other.
+    """
+
+    def __init__(self) -> None:
+        self.files: Counter[int] = Counter()  # place -> segment files
+        self.hidden: Counter[int] = Counter()  # place -> segment files that are hidden
+        self.deliveries: Counter[tuple[int, State]] = Counter()  # (peer, state) -> deliveries
+        self.markers = 0
+
+
+class Writer:
+    """Writes the index. Raises IndexDamaged and StateRefused; after either, the transaction has not happened."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._connection = files.open_for_writing(path)
+        self._places: dict[tuple[str, str], int] = {}
+        self._peers: list[int] = []
+        self.tally = Tally()
+        with self._translated():
+            self._load()
+
+    def _load(self) -> None:
+        self._places = {
+            (from_key(channel), from_key(quality)): place
+            for place, channel, quality in self.execute("SELECT id, channel, quality FROM place")
+        }
+        self._peers = [i for (i,) in self.execute("SELECT id FROM peer")]
+        tally = self.tally = Tally()
+        for place, total, hidden in self.execute(
+            f"SELECT id >> {HOUR_BITS}, sum(files), sum(hidden) FROM hour GROUP BY 1"  # noqa: S608
+        ):
+            tally.files[place], tally.hidden[place] = total, hidden
+        (tally.markers,) = self.execute("SELECT count(*) FROM marker").fetchone()
+        for peer, state, count in self.execute("SELECT peer, state, count(*) FROM delivery GROUP BY 1, 2"):
+            tally.deliveries[peer, State(state)] = count
+
+    def execute(self, sql: str, values: Sequence[object] = ()) -> sqlite3.Cursor:
+        """Run one statement; for batches, inside their transaction."""
+        return self._connection.execute(sql, values)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as exc:
+            error = files.translate(self.path, exc)
+            if isinstance(error, IndexDamaged):
+                files.note_damage(self.path)
+            raise error from exc
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing. The tally is loaded again where it might have run ahead of what was kept."""
+        with self._translated():
+            self.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self.execute("ROLLBACK")
+                self._load()
+                raise
+
+    # -- hiding -------------------------------------------------------------------------------------------------------
+
+    def hide(self, seen: Sequence[tuple[Sighting, Sight]], now_ns: int) -> list[Hidden]:
+        """Record tombstones; at the commit their segments are hidden. Returns the first sightings among them.
+
+        One alone is one autocommitted INSERT whose trigger makes the deliveries. `now_ns` is wall time.
+        """
+        if len(seen) == 1:
+            with self._translated():
+                hidden = self._hide(*seen[0], now_ns)
+                if hidden:
+                    self._count_hidden(hidden)
+                return [hidden] if hidden else []
+        first: list[Hidden] = []
+        with self.transaction():
+            for sighting, sight in seen:
+                if hidden := self._hide(sighting, sight, now_ns):
+                    first.append(hidden)
+        with self._translated():
+            for hidden in first:
+                self._count_hidden(hidden)
+        return first
+
+    def _hide(self, sighting: Sighting, sight: Sight, now_ns: int) -> Hidden | None:
+        marked = sighting.marked
+        hour, stem = self.hour_id(marked.hour), to_key(marked.stem)
+        pushable = _pushable(marked, sight)
+        cursor = self.execute(
+            "INSERT OR IGNORE INTO marker (hour, stem, pushable, source, hidden_at_ns, ctime_ns, owner_uid)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (hour, stem, pushable, sighting.source.value, now_ns, sight.ctime_ns, sight.owner_uid),
+        )
+        if cursor.rowcount == 1:
+            return Hidden(cursor.lastrowid or 0, sighting, sight)
+        self._seen_again(hour, stem, pushable=pushable)
+        return None
+
+    def _seen_again(self, hour: int, stem: str | bytes, *, pushable: bool) -> None:
+        row = self.execute(
+            "SELECT id, in_tree, pushable FROM marker WHERE hour = ? AND stem = ? AND gen = 0", (hour, stem)
+        ).fetchone()
+        if row is None or (row[1] and (row[2] or not pushable)):
+            return
+        self.execute("UPDATE marker SET in_tree = 1 WHERE id = ?", (row[0],))
+        if pushable and not row[2]:  # a directory or link of this name made room for a file
+            self.execute("UPDATE marker SET pushable = 1 WHERE id = ?", (row[0],))
+            for peer in self._peers:
+                self.execute(
+                    "INSERT OR IGNORE INTO delivery (peer, marker, state) VALUES (?, ?, ?)",
+                    (peer, row[0], int(State.PENDING)),
+                )
+                self.tally.deliveries[peer, State.PENDING] += 1
+
+    def _count_hidden(self, hidden: Hidden) -> None:
+        marked = hidden.sighting.marked
+        hour = self.hour_id(marked.hour)
+        (count,) = self.execute(
+            "SELECT count(*) FROM segment WHERE hour = ? AND stem = ?", (hour, to_key(marked.stem))
+        ).fetchone()
+        self.tally.hidden[hour >> HOUR_BITS] += count
+        self.tally.markers += 1
+        if _pushable(marked, hidden.sight):
+            for peer in self._peers:
+                self.tally.deliveries[peer, State.PENDING] += 1
+
+    # -- batches ------------------------------------------------------------------------------------------------------
+
+    def apply(self, batches: Sequence[Batch]) -> None:
+        """Write batches in one transaction, then tell each that it was committed."""
+        with self.transaction():
+            for batch in batches:
+                batch.apply(self)
+        for batch in batches:
+            batch.committed()
+
+    def change_segments(
+        self, hour: Hour, add: Sequence[tuple[str, Kind]], drop: Sequence[tuple[str, Kind]], *, watched: bool
+    ) -> None:
+        """Add and drop rows of one hour and keep its counts; see SegmentRows."""
+        identifier = self.hour_id(hour)
+        before = self._connection.total_changes
+        self._connection.executemany(
+            "INSERT OR IGNORE INTO segment (hour, stem, ext) VALUES (?, ?, ?)",
+            [(identifier, to_key(stem), int(kind)) for stem, kind in add],
+        )
+        added = self._connection.total_changes - before
+        if drop:
+            self._connection.executemany(
+                "DELETE FROM segment WHERE hour = ? AND stem = ? AND ext = ?",
+                [(identifier, to_key(stem), int(kind)) for stem, kind in drop],
+            )
+        gained = 2 * added - (self._connection.total_changes - before)
+        self.execute("INSERT OR IGNORE INTO hour (id) VALUES (?)", (identifier,))
+        self._recount(identifier, gained)
+        if watched:
+            self.execute("UPDATE hour SET edits = edits + 1, digest = NULL, settled = 0 WHERE id = ?", (identifier,))
+
+    def _recount(self, identifier: int, gained: int) -> None:
+        ((before, after),) = self.execute(
+            "SELECT hidden, (SELECT count(*) FROM marker m JOIN segment s ON s.hour = m.hour AND s.stem = m.stem"  # noqa: S608
+            f" WHERE m.hour = ?1 AND {IS_HIDDEN}) FROM hour WHERE id = ?1",
+            (identifier,),
+        )
+        self.execute("UPDATE hour SET files = files + ?, hidden = ? WHERE id = ?", (gained, after, identifier))
+        self.tally.files[identifier >> HOUR_BITS] += gained
+        self.tally.hidden[identifier >> HOUR_BITS] += after - before
+
+    def record_outcomes(self, peer: int, outcomes: Sequence[Outcome]) -> list[tuple[Outcome, State]]:
+        """Write answers of a peer; returns those whose state changed, with the state before. Forgotten rows are skipped."""
+        changed = []
+        for outcome in outcomes:
+            row = self.execute("SELECT state FROM delivery WHERE peer = ? AND marker = ?", (peer, outcome.marker)).fetchone()
+            if row is None:
+                continue
+            before = State(row[0])
+            confirmed_at = outcome.asked_at_ns if outcome.state is State.CONFIRMED and outcome.state != before else None
+            self.execute(
+                "UPDATE delivery SET state = ?, asked_at_ns = ?, confirmed_at_ns = coalesce(?, confirmed_at_ns),"
+                " detail = nullif(?, '') WHERE peer = ? AND marker = ?",
+                (int(outcome.state), outcome.asked_at_ns, confirmed_at, outcome.detail, peer, outcome.marker),
+            )
+            if before != outcome.state:
+                self.tally.deliveries[peer, before] -= 1
+                self.tally.deliveries[peer, outcome.state] += 1
+                changed.append((outcome, before))
+        return changed
+
+    def forget_markers(self, hour: Hour, stems: Sequence[str], keep_states: str) -> list[str]:
+        """Drop markers that have no delivery in one of these states; returns the stems that went."""
+        identifier = self.hour_id(hour)
+        gone = []
+        for stem in stems:
+            for (marker,) in self.execute(
+                "SELECT id FROM marker WHERE hour = ? AND stem = ? AND NOT EXISTS"  # noqa: S608
+                f" (SELECT 1 FROM delivery WHERE marker = marker.id AND state IN ({keep_states}))",
+                (identifier, to_key(stem)),
+            ).fetchall():
+                for peer, state in self.execute("SELECT peer, state FROM delivery WHERE marker = ?", (marker,)).fetchall():
+                    self.tally.deliveries[peer, State(state)] -= 1
+                self.execute("DELETE FROM delivery WHERE marker = ?", (marker,))
+                self.execute("DELETE FROM marker WHERE id = ?", (marker,))
+                self.tally.markers -= 1
+                gone.append(stem)
+        return gone
+
+    # -- places, peers, facts -----------------------------------------------------------------------------------------
+
+    def hour_id(self, hour: Hour) -> int:
+        """The key of an hour, its place recorded if it is new."""
+        place = self._places.get((hour.channel, hour.quality))
+        if place is None:
+            place = self.execute(
+                "INSERT INTO place (channel, quality) VALUES (?, ?)", (to_key(hour.channel), to_key(hour.quality))
+            ).lastrowid
+            assert place is not None
+            self._places[hour.channel, hour.quality] = place  # a rollback loads them again
+        return hour_id(place, hour.number)
+
+    def places(self) -> dict[int, tuple[str, str]]:
+        """The channel and quality of each place."""
+        return {identifier: place for place, identifier in list(self._places.items())}
+
+    def sync_peers(self, wanted: dict[str, str]) -> tuple[list[str], list[str]]:
+        """Make the peers those of the settings (name -> target); a peer with another target is another peer.
+
+        Each new one gets every marker that can be pushed. Returns the names added and forgotten. Called at start, in
+        transactions of bounded size.
+        """
+        known = {name: (i, target) for i, name, target in self.execute("SELECT id, name, target FROM peer").fetchall()}
+        forgotten = [name for name, (_, target) in known.items() if wanted.get(name) != target]
+        for name in forgotten:
+            self._forget_peer(known[name][0])
+        added = [name for name in wanted if name not in known or name in forgotten]
+        for name in added:
+            self._add_peer(name, wanted[name])
+        with self.transaction():
+            self.execute("UPDATE peer SET up = 0")  # what the last process saw
+        with self._translated():
+            self._load()
+        return added, forgotten
+
+    def _forget_peer(self, peer: int) -> None:
+        while True:
+            with self.transaction():
+                gone = self.execute(
+                    "DELETE FROM delivery WHERE (peer, marker) IN"
+                    " (SELECT peer, marker FROM delivery WHERE peer = ? LIMIT ?)",
+                    (peer, TRANSACTION_ROWS),
+                ).rowcount
+                if not gone:
+                    self.execute("DELETE FROM peer WHERE id = ?", (peer,))
+                    return
+
+    def _add_peer(self, name: str, target: str) -> None:
+        with self.transaction():
+            peer = self.execute("INSERT INTO peer (name, target) VALUES (?, ?)", (name, target)).lastrowid
+            (last,) = self.execute("SELECT coalesce(max(id), 0) FROM marker").fetchone()
+        for start in range(0, last, TRANSACTION_ROWS):
+            with self.transaction():
+                self.execute(
+                    "INSERT OR IGNORE INTO delivery (peer, marker, state)"
+                    " SELECT ?, id, ? FROM marker WHERE pushable AND id > ? AND id <= ?",
+                    (peer, int(State.PENDING), start, start + TRANSACTION_ROWS),
+                )
+
+    def peer_ids(self) -> dict[str, int]:
+        """The key of each peer by name."""
+        return dict(self.execute("SELECT name, id FROM peer").fetchall())
+
+    def fact(self, key: str) -> Any:
+        """A value of the agent's own; None where it was never set."""
+        row = self.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return row[0] if row else None
+
+    def set_fact(self, key: str, value: str | int | float | None) -> None:
+        """Set such a value."""
+        self.execute("INSERT INTO meta VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = ?2", (key, value))
+
+    def close(self) -> None:
+        """Close the connection; SQLite makes a last checkpoint where nobody else reads."""
+        self._connection.close()
+
+
+def _pushable(marked: Marked, sight: Sight) -> bool:
+    # Anything but a file hides here and is nobody else's business; an unsafe name never crosses a border.
+    return sight.regular and not marked.unsafe

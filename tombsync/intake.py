@@ -1,0 +1,126 @@
+"""The index's only steady writer: hides what was seen, and writes what the other workers hand over."""
+
+from __future__ import annotations
+
+import pwd
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+from tombsync.audit import Audit, Event
+from tombsync.errors import StateRefused
+from tombsync.index import Hidden, Writer
+from tombsync.metrics import Metrics
+from tombsync.names import printable
+from tombsync.tree import Tree
+from tombsync.work import WAIT_S, Batch, Mailbox, Sighting, Source
+
+
+class Intake:
+    """A worker. Its thread owns the writer; `_stuck` is what could not be written and is tried again, in order."""
+
+    name = "intake"
+
+    def __init__(
+        self,
+        *,
+        tree: Tree,
+        writer: Writer,
+        mailbox: Mailbox,
+        audit: Audit,
+        metrics: Metrics,
+        wake_pushers: Callable[[], None],
+        watch_answers: Callable[[], bool],
+    ) -> None:
+        """`watch_answers` tells whether a tombstone seen first by a rescan was missed by the watcher."""
+        self._tree = tree
+        self._writer = writer
+        self._mailbox = mailbox
+        self._audit = audit
+        self._metrics = metrics
+        self._wake_pushers = wake_pushers
+        self._watch_answers = watch_answers
+        self._hide_seconds = {source: metrics.hide_seconds.labels(source.value) for source in Source}
+        self._stuck: list[Sighting] | list[Batch] = []
+        self._told_of_refusal = False
+        self._stopped = threading.Event()
+
+    def loop(self, now: float) -> None:
+        """Write one transaction. Raises IndexDamaged."""
+        work = self._stuck or self._mailbox.take(WAIT_S)
+        if not work:
+            return
+        try:
+            if isinstance(work[0], Sighting):
+                self._hide(work)
+            else:
+                self._writer.apply(work)
+        except StateRefused as exc:
+            self._refused(work, exc)
+        else:
+            self._stuck = []
+            self._told_of_refusal = False
+
+    def _refused(self, work: list[Sighting] | list[Batch], exc: StateRefused) -> None:
+        # A full disk: nothing is lost, as what was seen stays here and the tombstones stay in the tree.
+        self._stuck = work
+        self._metrics.index_retries.inc()
+        if not self._told_of_refusal:
+            self._told_of_refusal = True
+            self._audit.record(Event.STATE_REFUSED, f"the index cannot be written and is tried again: {exc}")
+        self._stopped.wait(WAIT_S)
+
+    def _hide(self, sightings: Sequence[Sighting]) -> None:
+        seen = [(sighting, self._tree.sight(sighting.marked)) for sighting in sightings]
+        first = self._writer.hide(seen, time.time_ns())
+        committed_ns = time.monotonic_ns()
+        if first:
+            self._wake_pushers()
+        for hidden in first:
+            self._tell(hidden, committed_ns)
+
+    def _tell(self, hidden: Hidden, committed_ns: int) -> None:
+        sighting, sight = hidden.sighting, hidden.sight
+        if sighting.source is Source.WATCH or sight.ctime_ns is None:
+            elapsed_s = (committed_ns - sighting.read_ns) / 1e9
+        else:
+            elapsed_s = max(0.0, (time.time_ns() - sight.ctime_ns) / 1e9)
+        self._hide_seconds[sighting.source].observe(elapsed_s)
+        if sighting.source is Source.RESCAN and self._watch_answers():
+            self._metrics.missed_by_watch.inc()
+        marked = sighting.marked
+        shown = printable(marked.path)
+        self._audit.record(
+            Event.HIDDEN,
+            f"hidden: {shown}",
+            marked=marked,
+            source=sighting.source.value,
+            actor=owner_name(sight.owner_uid),
+            elapsed_ms=elapsed_s * 1e3,
+        )
+        if not sight.regular:
+            self._audit.record(
+                Event.NOT_REGULAR, f"{shown}.tombstone is no regular file: it hides here and is not sent to peers", marked=marked
+            )
+        elif reason := marked.unsafe:
+            self._metrics.rejected.labels(sighting.source.value, "unsafe-name").inc()
+            self._audit.record(
+                Event.REJECTED, f"{shown} is hidden here and is not sent to peers: {reason}", marked=marked, source=sighting.source.value
+            )
+
+    def wake(self) -> None:
+        """End the wait of a running turn."""
+        self._stopped.set()
+        self._mailbox.put_sightings(())
+
+
+@lru_cache(maxsize=256)
+def owner_name(uid: int | None) -> str | None:
+    """The account of a uid, or the number where it has none."""
+    if uid is None:
+        return None
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)

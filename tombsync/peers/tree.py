@@ -1,0 +1,366 @@
+"""`delivery = "tree"`: the tombstone is created at its place in the peer's segment tree.
+
+Each job is a generator that yields requests and is sent the replies, so that its way reads from top to bottom while
+hundreds of them are in flight over one channel. What makes a tombstone durable follows behind the placing: alone in its
+hour it is synced by its own handle; where several of an hour wait, one sync of the hour directory covers them all (one
+journal commit instead of one for each, and it needs no right to read the files).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import stat
+import time
+from collections import deque
+from collections.abc import Generator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import paramiko
+
+from tombsync import errors
+from tombsync.names import Hour
+from tombsync.peers import wire
+from tombsync.peers.contract import Answer, Job
+from tombsync.plan import State, window
+
+REPLY_TIMEOUT_S = 10.0  # requests wait and nothing at all was answered: the session is given up
+_LEAST_IN_FLIGHT = 64  # a fresh tombstone waits behind so many at most, about 2 ms of the server's time
+_MOST_IN_FLIGHT = 900  # an sshd with 1,024 files: each OPEN in flight may hold one (4,096 in flight failed 7 of 10)
+_RESERVED_HANDLES = 100  # of the server's limit, for what it needs itself
+_PLACE_S = 40e-6  # the server's time for one OPEN and CLOSE (measured by benchmarks/catchup.py)
+_SYNC_S = 1.5e-3  # and for one fsync on an idle disk
+_MOST_SYNCS = 64
+_RECEIVE_BYTES = 256 * 1024
+
+Request = tuple[Any, ...]  # a builder of wire.py and its arguments behind the id
+Steps = Generator[Request | Hour, wire.Reply, Answer]
+
+
+class _Sync:
+    """One hour directory that is queued to be synced, or being synced: who waits for the next sync."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Steps] = []
+
+
+class TreeSession:
+    """A session over one channel. Every field belongs to the one thread that uses it; only `close` is for all."""
+
+    def __init__(self, peer: str, root: str, transport: paramiko.Transport, channel: paramiko.Channel) -> None:
+        self.peer = peer
+        self._root = os.fsencode(root.rstrip("/"))
+        self._transport = transport
+        self._channel = channel
+        self._descriptor = channel.fileno()
+        self._parser = wire.Parser()
+        self._out: list[bytes] = []
+        self._next_id = 0
+        self._waiting: dict[int, Steps | None] = {}  # request id -> who gets the reply; None: nobody needs it
+        self._sample: tuple[int, float] | None = None  # one request and when it was sent, to measure the round trip
+        self._answers: list[Answer] = []
+        self._jobs: dict[Steps, Job] = {}
+        self._in_hour: dict[Hour, int] = {}  # jobs in flight by hour
+        self._syncs: dict[Hour, _Sync] = {}
+        self._sync_queue: deque[Hour] = deque()
+        self._syncs_running = 0
+        self._has_fsync = False
+        self._most_in_flight = _MOST_IN_FLIGHT
+        self._rtt_s = 0.0
+        self._last_heard = time.monotonic()
+
+    # -- the contract -------------------------------------------------------------------------------------------------
+
+    @property
+    def outstanding(self) -> int:
+        """Jobs submitted and not yet answered."""
+        return len(self._jobs)
+
+    def room(self, waiting: int) -> int:
+        """How many of `waiting` jobs to submit now: the window grows with the round-trip time."""
+        most = min(self._most_in_flight, window(self._rtt_s, _PLACE_S, least=_LEAST_IN_FLIGHT, most=_MOST_IN_FLIGHT))
+        placing = len(self._jobs) - sum(len(sync.waiting) for sync in self._syncs.values())
+        return max(0, min(waiting, most - placing))
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Start jobs. Raises PeerError."""
+        begun = [(self._deliver(job), job) for job in jobs]
+        for steps, job in begun:  # all of them first: each hour's crowd decides how its tombstones are synced
+            self._jobs[steps] = job
+            self._in_hour[job.marked.hour] = self._in_hour.get(job.marked.hour, 0) + 1
+        for steps, _ in begun:
+            self._advance(steps, None)
+        self._flush()
+
+    def ping(self) -> None:
+        """Ask for the root, so that a dead session shows within REPLY_TIMEOUT_S. Raises PeerError."""
+        self._request(None, (wire.lstat, self._root))
+        self._flush()
+
+    def fileno(self) -> int:
+        """Polls as readable when something arrived or the channel ended."""
+        return self._descriptor
+
+    def collect(self, now: float) -> list[Answer]:
+        """Handle what arrived. Raises PeerTimeout, PeerLost, PeerProtocol."""
+        heard = self._receive()
+        if heard or not self._waiting:
+            self._last_heard = now
+        elif now - self._last_heard > REPLY_TIMEOUT_S:
+            raise errors.PeerTimeout(self.peer, f"{len(self._waiting)} requests wait")
+        self._flush()
+        answers, self._answers = self._answers, []
+        return answers
+
+    def close(self) -> None:
+        """End the session; from any thread."""
+        raw = self._transport.sock
+        with contextlib.suppress(OSError):
+            raw.shutdown(socket.SHUT_RDWR)
+        self._transport.close()
+        raw.close()
+
+    def begin(self, deadline: float) -> None:
+        """Agree on the version, learn limits and round trip. Raises PeerError."""
+        self._send(wire.init())
+        kind, version, body = self._await_packet(deadline)
+        if kind != wire.VERSION:
+            raise errors.PeerProtocol(self.peer, f"a packet of type {kind} instead of VERSION")
+        with self._protocol():
+            extensions = wire.parse_version(version, body)
+        self._has_fsync = wire.FSYNC in extensions
+        if wire.LIMITS in extensions:
+            self._send(wire.limits(0))
+            kind, _, body = self._await_packet(deadline)
+            with self._protocol():
+                reply = wire.parse_reply(kind, body)
+                handles = wire.parse_limits(reply.data) if reply.code == wire.OK else 0
+            if handles:
+                self._most_in_flight = max(1, min(_MOST_IN_FLIGHT, handles - _RESERVED_HANDLES))
+        asked = time.monotonic()
+        self._send(wire.lstat(0, self._root))
+        self._await_packet(deadline)
+        self._last_heard = time.monotonic()
+        self._rtt_s = self._last_heard - asked
+
+    # -- the way of one job -------------------------------------------------------------------------------------------
+
+    def _deliver(self, job: Job) -> Steps:
+        path = self._path(job.marked.tombstone_path)
+        if job.probe:
+            reply = yield (wire.lstat, path)
+            if reply.mode is not None:
+                return (yield from self._found(job, path, reply.mode))
+            if reply.code != wire.NO_SUCH_FILE:
+                return _refusal(job, reply, "may not be asked for")
+        for _ in range(2):
+            reply = yield (wire.create, path)
+            if reply.code == wire.OK:
+                return replace((yield from self._placed(job, path, reply.handle)), placed=True)
+            if reply.code == wire.FAILURE:  # there already, disk full, read-only: only lstat tells
+                found = yield (wire.lstat, path)
+                if found.mode is not None:
+                    return (yield from self._found(job, path, found.mode))
+                return Answer(job.marker, State.PENDING, "cannot be created there: full or read-only?", "failure")
+            if reply.code != wire.NO_SUCH_FILE:
+                return _refusal(job, reply, "may not be created")
+            if not job.make_hour:
+                return (yield from self._without_hour(job))
+            made = yield (wire.mkdir, self._path(job.marked.hour.path))
+            if made.code == wire.NO_SUCH_FILE:
+                return Answer(job.marker, State.NOT_SERVED, "root, channel or quality is missing there", "not-served")
+            if made.code not in (wire.OK, wire.FAILURE):  # FAILURE: somebody else has just made it
+                return _refusal(job, made, "its hour may not be made")
+        return Answer(job.marker, State.PENDING, "its hour cannot be made there: full or read-only?", "failure")
+
+    def _without_hour(self, job: Job) -> Steps:
+        """The peer had the tombstone once and its hour is missing: is the hour gone, or more than that?"""
+        hour = job.marked.hour
+        reply = yield (wire.lstat, self._path(hour.path))
+        if reply.code == wire.OK:
+            return Answer(job.marker, State.PENDING, "its hour came back", "failure")
+        reply = yield (wire.lstat, self._path(f"{hour.channel}/{hour.quality}"))
+        if reply.code == wire.OK:
+            return Answer(job.marker, State.HOUR_GONE, "the hour is no longer kept there")
+        return Answer(job.marker, State.NOT_SERVED, "root, channel or quality is missing there", "not-served")
+
+    def _placed(self, job: Job, path: bytes, handle: bytes) -> Steps:
+        """It stands and hides there; now make it durable."""
+        if self._has_fsync and self._in_hour[job.marked.hour] == 1:
+            reply = yield (wire.fsync, handle)
+            self._request(None, (wire.close, handle))
+            return self._durability(job, reply)
+        self._request(None, (wire.close, handle))
+        return (yield from self._synced(job, path))
+
+    def _found(self, job: Job, path: bytes, mode: int) -> Steps:
+        if not stat.S_ISREG(mode):
+            return Answer(job.marker, State.REFUSED, "a directory, link or device has its name there", "not-regular")
+        if job.durable:
+            return Answer(job.marker, State.CONFIRMED)
+        return (yield from self._synced(job, path))
+
+    def _synced(self, job: Job, path: bytes) -> Steps:
+        if not self._has_fsync:
+            return Answer(job.marker, State.NOT_DURABLE, "the server has no fsync@openssh.com")
+        reply = yield job.marked.hour  # wait for a sync of the hour directory
+        if reply.handle:
+            return self._durability(job, reply)
+        opened = yield (wire.open_existing, path)  # no handle on the directory was to be had
+        if opened.code != wire.OK:
+            return Answer(job.marker, State.NOT_DURABLE, "it stands there, and may not be opened to be synced")
+        reply = yield (wire.fsync, opened.handle)
+        self._request(None, (wire.close, opened.handle))
+        return self._durability(job, reply)
+
+    def _durability(self, job: Job, reply: wire.Reply) -> Answer:
+        if reply.code == wire.OK:
+            return Answer(job.marker, State.CONFIRMED)
+        if reply.code == wire.OP_UNSUPPORTED:
+            self._has_fsync = False
+            return Answer(job.marker, State.NOT_DURABLE, "the server has no fsync@openssh.com")
+        return Answer(job.marker, State.PENDING, f"placed, but its fsync failed: {reply.message}", "fsync")
+
+    def _sync_hour(self, hour: Hour) -> Steps:
+        """One sync of an hour directory, for all that wait when the fsync is sent. Its replies carry the handle."""
+        sync = self._syncs[hour]
+        opened = yield (wire.open_existing, self._path(hour.path))
+        members, sync.waiting = sync.waiting, []
+        reply = wire.Reply(opened.code)
+        if opened.code == wire.OK:
+            reply = yield (wire.fsync, opened.handle)
+            self._request(None, (wire.close, opened.handle))
+            reply = reply._replace(handle=opened.handle)
+        self._syncs_running -= 1
+        if sync.waiting:
+            self._sync_queue.append(hour)
+        else:
+            del self._syncs[hour]
+        for steps in members:
+            self._advance(steps, reply)
+        return Answer(0, State.CONFIRMED)
+
+    # -- driving the generators ---------------------------------------------------------------------------------------
+
+    def _advance(self, steps: Steps, reply: wire.Reply | None) -> None:
+        try:
+            wanted = next(steps) if reply is None else steps.send(reply)
+        except StopIteration as end:
+            job = self._jobs.pop(steps, None)
+            if job is not None:
+                self._answers.append(end.value)
+                self._leave_hour(job.marked.hour)
+            return
+        if isinstance(wanted, Hour):
+            sync = self._syncs.get(wanted)
+            if sync is None:
+                sync = self._syncs[wanted] = _Sync()
+                self._sync_queue.append(wanted)
+            sync.waiting.append(steps)
+        else:
+            self._request(steps, wanted)
+
+    def _leave_hour(self, hour: Hour) -> None:
+        left = self._in_hour[hour] - 1
+        if left:
+            self._in_hour[hour] = left
+        else:
+            del self._in_hour[hour]
+
+    def _start_syncs(self) -> None:
+        # Each sync holds the server up, so there are only as many in flight as the round trip hides.
+        most = window(self._rtt_s, _SYNC_S, least=1, most=_MOST_SYNCS)
+        while self._sync_queue and self._syncs_running < most:
+            hour = self._sync_queue.popleft()
+            self._syncs_running += 1
+            self._advance(self._sync_hour(hour), None)
+
+    def _request(self, steps: Steps | None, wanted: Request) -> None:
+        self._next_id = request = (self._next_id + 1) & 0xFFFFFFFF
+        self._waiting[request] = steps
+        if self._sample is None:
+            self._sample = (request, time.monotonic())
+        self._out.append(wanted[0](request, *wanted[1:]))
+
+    def _path(self, relative: str) -> bytes:
+        return self._root + b"/" + os.fsencode(relative)
+
+    # -- bytes --------------------------------------------------------------------------------------------------------
+
+    def _receive(self) -> bool:
+        heard = False
+        while True:
+            if not self._channel.recv_ready():
+                if self._channel.closed or self._channel.eof_received or not self._transport.is_active():
+                    raise errors.PeerLost(self.peer)
+                return heard
+            try:
+                data = self._channel.recv(_RECEIVE_BYTES)
+            except (OSError, EOFError, paramiko.SSHException) as exc:
+                raise errors.PeerLost(self.peer, str(exc)) from exc
+            if not data:
+                raise errors.PeerLost(self.peer)
+            heard = True
+            with self._protocol():
+                for kind, request, body in self._parser.feed(data):
+                    self._handle(request, wire.parse_reply(kind, body))
+
+    def _handle(self, request: int, reply: wire.Reply) -> None:
+        if request not in self._waiting:
+            raise wire.NotSftp("a reply to nothing that was asked")
+        if self._sample and self._sample[0] == request:
+            taken = time.monotonic() - self._sample[1]
+            self._sample = None
+            # The least of what was seen lately: queueing at the server must not widen the window that causes it.
+            self._rtt_s = taken if taken < self._rtt_s else self._rtt_s + (taken - self._rtt_s) * 0.01
+        steps = self._waiting.pop(request)
+        if steps is not None:
+            self._advance(steps, reply)
+
+    def _flush(self) -> None:
+        self._start_syncs()
+        if self._out:
+            data, self._out = b"".join(self._out), []
+            self._send(data)
+
+    def _send(self, data: bytes) -> None:
+        try:
+            self._channel.sendall(data)
+        except TimeoutError as exc:
+            raise errors.PeerTimeout(self.peer, "it takes no more requests") from exc
+        except (OSError, EOFError, paramiko.SSHException) as exc:
+            raise errors.PeerLost(self.peer, str(exc)) from exc
+
+    def _await_packet(self, deadline: float) -> tuple[int, int, bytes]:
+        while True:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise errors.PeerTimeout(self.peer, "while opening SFTP")
+            self._channel.settimeout(min(left, REPLY_TIMEOUT_S))
+            try:
+                data = self._channel.recv(_RECEIVE_BYTES)
+            except TimeoutError as exc:
+                raise errors.PeerTimeout(self.peer, "while opening SFTP") from exc
+            except (OSError, EOFError, paramiko.SSHException) as exc:
+                raise errors.PeerLost(self.peer, str(exc)) from exc
+            if not data:
+                raise errors.SftpRefused(self.peer, "the channel was closed at once")
+            with self._protocol():
+                for packet in self._parser.feed(data):
+                    self._channel.settimeout(REPLY_TIMEOUT_S)
+                    return packet
+
+    @contextlib.contextmanager
+    def _protocol(self) -> Any:
+        try:
+            yield
+        except wire.NotSftp as exc:
+            raise errors.PeerProtocol(self.peer, str(exc)) from exc
+
+
+def _refusal(job: Job, reply: wire.Reply, what: str) -> Answer:
+    if reply.code == wire.PERMISSION_DENIED:
+        return Answer(job.marker, State.REFUSED, f"{what} there: permission denied", "permission")
+    return Answer(job.marker, State.REFUSED, f"{what} there: {reply.message or reply.code}", "refused")

@@ -1,0 +1,141 @@
+"""Pure decisions: no file system, no SQLite, no network, no clock; time and randomness are arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum, IntEnum
+
+from tombsync.names import Kind, classify
+
+PUT_BACK_AFTER_S = 60.0  # `rm -r` of an hour, or retention, has time to finish before a tombstone is put back
+BACKOFF_FIRST_S = 1.0
+BACKOFF_LAST_S = 60.0
+DEAD_AFTER_S = 600.0  # a peer dead for ten minutes is asked at most once a minute
+ASK_AGAIN_S = 60.0  # not-served and refused deliveries
+
+
+class State(IntEnum):
+    """What is known of one delivery. The numbers are stored; those up to LAST_DUE are due again and again."""
+
+    PENDING = 1
+    NOT_SERVED = 2  # root, channel or quality is missing there
+    REFUSED = 3  # the peer answered and will not: permission, a name that no peer is sent, something else of that name
+    RECEIVED = 4  # in the peer's inbox, its agent has not applied it yet
+    HELD = 5  # waits for a person
+    NOT_DURABLE = 6  # placed, but the peer cannot say that it survives a power cut
+    CONFIRMED = 7
+    HOUR_GONE = 8  # the peer no longer keeps that hour: an answer like confirmed
+    SUPERSEDED = 9  # a later generation of the marker made it meaningless
+
+    @property
+    def word(self) -> str:
+        """The word that people and metrics see."""
+        return self.name.lower().replace("_", "-")
+
+
+LAST_DUE = State.RECEIVED
+DUE_STATES = tuple(state for state in State if state <= LAST_DUE)
+# What delays an operator's "everywhere": a peer that does not serve the channel has given its answer.
+UNCONFIRMED_STATES = (State.PENDING, State.REFUSED, State.RECEIVED, State.HELD)
+# While one of these is open, the marker's row outlives its hour directory.
+KEEP_STATES = (State.PENDING, State.NOT_SERVED, State.REFUSED, State.RECEIVED, State.HELD)
+
+
+class Need(Enum):
+    """What a stem needs next (see `reconcile`)."""
+
+    NOTHING = "nothing"
+    HIDE = "hide"
+    WAIT = "wait"
+    PUT_BACK = "put-back"
+    FORGET = "forget"
+
+
+def reconcile(
+    *, recorded: bool, in_tree: bool, present: bool, hour_present: bool, missing_for_s: float, open_deliveries: bool
+) -> Need:
+    """Decide what a stem needs, whoever asks.
+
+    `recorded`: the index has its marker; `in_tree`: the marker's file was once in the tree; `present`: the file stands
+    now; `missing_for_s`: seconds (monotonic) since file or hour were first seen missing.
+    """
+    if present:
+        return Need.NOTHING if recorded else Need.HIDE
+    if not recorded:
+        return Need.NOTHING
+    if not in_tree:  # received, and not yet in the tree: the inbox's own business
+        return Need.WAIT
+    if missing_for_s < PUT_BACK_AFTER_S:
+        return Need.WAIT
+    if hour_present:
+        return Need.PUT_BACK
+    return Need.WAIT if open_deliveries else Need.FORGET
+
+
+@dataclass(frozen=True)
+class HourDiff:
+    """How the index's rows of an hour differ from a listing of its directory. Segments are (stem, kind) pairs."""
+
+    add: list[tuple[str, Kind]]
+    drop: list[tuple[str, Kind]]
+    markers_found: list[str]
+    markers_missing: list[str]
+    mistakes: list[str]
+
+
+def diff_hour(
+    names: Iterable[str], *, segments: set[tuple[str, Kind]], markers: set[str], markers_in_tree: set[str]
+) -> HourDiff:
+    """Compare a listing with the rows that were read *before* it was made.
+
+    In that order a file that comes or goes in between is at worst added or dropped twice, which is harmless; the hour's
+    changed mtime makes the next visit look again. `add` is sorted, as SQLite inserts sorted keys faster.
+    """
+    found_segments: set[tuple[str, Kind]] = set()
+    found_markers: set[str] = set()
+    mistakes: list[str] = []
+    for name in names:
+        kind, stem = classify(name)
+        if kind is Kind.TS or kind is Kind.JSON:
+            found_segments.add((stem, kind))
+        elif kind is Kind.TOMBSTONE:
+            found_markers.add(stem)
+        elif kind is Kind.MISTAKE:
+            mistakes.append(name)
+    return HourDiff(
+        add=sorted(found_segments - segments),
+        drop=sorted(segments - found_segments),
+        markers_found=sorted(found_markers - markers),
+        markers_missing=sorted(markers_in_tree - found_markers),
+        mistakes=sorted(mistakes),
+    )
+
+
+def looks_unmounted(*, was_own_mount: bool, is_own_mount: bool, present: bool) -> bool:
+    """Whether a channel or quality that lost its hours was unmounted rather than emptied.
+
+    Such a directory is a mount below ROOT when its device differs from ROOT's; that relation survives a reboot, device
+    numbers do not.
+    """
+    return was_own_mount and not (present and is_own_mount)
+
+
+def backoff_s(failures: int, dead_for_s: float, *, random: float) -> float:
+    """Seconds until a peer is tried again after `failures` in a row (1 or more).
+
+    Doubles from 1 s to 60 s, times a jitter of 0.5 to 1; once the peer has been dead for ten minutes never below 60 s,
+    so that a long outage costs at most one login a minute. `random` is uniform in [0, 1).
+    """
+    if dead_for_s >= DEAD_AFTER_S:
+        return BACKOFF_LAST_S * (1.0 + 0.25 * random)
+    ceiling = min(BACKOFF_LAST_S, BACKOFF_FIRST_S * 2.0 ** min(failures - 1, 10))
+    return ceiling * (0.5 + 0.5 * random) if failures > 1 else BACKOFF_FIRST_S * (1.0 + 0.5 * random)
+
+
+def window(rtt_s: float, service_s: float, *, least: int, most: int) -> int:
+    """How many requests to keep in flight: what covers the round trip, so that little queues up at the server.
+
+    `service_s` is the server's time for one request. A fresh tombstone waits behind about `least` requests.
+    """
+    return max(least, min(most, least + int(rtt_s / service_s)))

@@ -1,0 +1,341 @@
+"""The emitter: reads inotify and says what came, went or could not be watched.
+
+The stock emitter walks every file, watches a part in silence when the limit is reached, and throws its watches away on an
+overflow. This one watches directories only, to a fixed depth (ROOT, CHANNEL, QUALITY, HOUR), newest hours first, adds the
+watch before it lists, keeps its watches on an overflow, and says what it could not do.
+
+A watch on an hour is one integer in an array indexed by inotify's watch descriptor, which the kernel counts upwards.
+"""
+
+from __future__ import annotations
+
+import errno
+import heapq
+import logging
+import os
+import threading
+import time
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from inotify_simple import INotify, flags
+from watchdog.events import FileSystemEvent
+from watchdog.observers.api import EventEmitter, EventQueue, ObservedWatch
+
+from tombsync.errors import RootMissing, WatchRefused
+from tombsync.names import Hour, Kind, Marked, classify, hour_number, is_hour
+from tombsync.tree import Tree, directory_names
+
+log = logging.getLogger(__name__)
+
+_MASK = (
+    flags.CREATE | flags.MOVED_TO | flags.DELETE | flags.MOVED_FROM | flags.DELETE_SELF | flags.MOVE_SELF
+    | flags.ONLYDIR | flags.EXCL_UNLINK | flags.DONT_FOLLOW
+)  # fmt: skip
+_APPEARED = flags.CREATE | flags.MOVED_TO
+_LEFT = flags.DELETE | flags.MOVED_FROM
+READ_TIMEOUT_S = 1.0  # how long a stop may wait for the emitter
+_HEARTBEAT_S = 2.0  # sent through the whole chain, as a dispatcher can end in silence while its emitter lives
+_WALK_STEP = 256  # watches added between two looks at the queue, about 1 ms
+_NUMBER_BITS = 27  # of an entry in the array: the hour; above it the place's position in `_places`
+_NUMBER_MASK = (1 << _NUMBER_BITS) - 1
+_UNUSED = -1
+
+
+@dataclass(eq=False)
+class Changes(FileSystemEvent):
+    """What one read of the kernel's queue told, tombstones first. `read_ns` is the monotonic clock."""
+
+    marked: list[Marked] = field(default_factory=list)
+    segments: list[tuple[Hour, str, Kind, bool]] = field(default_factory=list)
+    disturbed: set[Hour] = field(default_factory=set)  # a tombstone or the directory itself went
+    mistakes: list[tuple[Hour, str]] = field(default_factory=list)
+    overflowed: bool = False
+    walked: bool = False  # every watch there can be is in place
+    limit_reached: str = ""
+    root_disturbed: bool = False
+    unwatchable: list[tuple[str, str]] = field(default_factory=list)
+    read_ns: int = 0
+
+    def __post_init__(self) -> None:
+        self.event_type = "changes"
+
+    # watchdog's queue drops an event that equals the one before it, and its base class compares paths only.
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+class HourEmitter(EventEmitter):
+    """Reads inotify. All fields belong to its thread once it runs; `watches` may be read by any."""
+
+    def __init__(
+        self, event_queue: EventQueue, watch: ObservedWatch, *, timeout: float = READ_TIMEOUT_S,
+        event_filter: list[type[FileSystemEvent]] | None = None, tree: Tree, on_death: Callable[[BaseException], None],
+    ) -> None:  # fmt: skip
+        super().__init__(event_queue, watch, timeout=timeout, event_filter=event_filter)
+        self._tree = tree
+        self._on_death = on_death
+        self._inotify: Any = None
+        self._parents: dict[int, tuple[str, ...]] = {}  # watch descriptor -> parts below ROOT, of every level but HOUR
+        self._hours = array("q")  # watch descriptor -> place << _NUMBER_BITS | hour, or _UNUSED
+        self._places: list[tuple[str, str]] = []
+        self._place_numbers: dict[tuple[str, str], int] = {}
+        self._walk: Iterator[None] | None = None
+        self._walk_again = threading.Event()
+        self._limited = False  # the limit was reached and told
+        self._no_room = False  # the last directory that could not be watched met the limit
+        self._changes = Changes("")
+        self._last_sent = 0.0
+        self.watches = 0
+
+    def on_thread_start(self) -> None:
+        """Watch ROOT, so that a refusal is an error of the start. Raises WatchRefused, RootMissing."""
+        try:
+            self._inotify = INotify()
+        except OSError as exc:
+            raise WatchRefused(exc.strerror or str(exc)) from exc
+        if not self._add(()):
+            raise RootMissing(self._tree.root)
+        self._walk = self._walk_tree(first=True)
+
+    def run(self) -> None:
+        """Read until stopped; a failure is told at once, as nothing else would notice the silence."""
+        try:
+            super().run()
+        except Exception as exc:  # this thread's outermost turn: logged here, acted on by the daemon
+            log.exception("the watcher died")
+            self._on_death(exc)
+        finally:
+            self._inotify.close()
+
+    def walk_again(self) -> None:
+        """Look for directories without a watch; from any thread."""
+        self._walk_again.set()
+
+    def queue_events(self, timeout: float) -> None:
+        """One turn: read what the kernel has, go on walking, hand over what was learned."""
+        if self._walk is None and self._walk_again.is_set():
+            self._walk_again.clear()
+            self._walk = self._walk_tree(first=False)
+        events = self._inotify.read(0 if self._walk else int(timeout * 1000))
+        self._changes.read_ns = time.monotonic_ns()
+        for event in events:
+            self._handle(event.wd, event.mask, event.name)
+        self._hand_over()
+        if self._walk and next(self._walk, self) is self:
+            self._walk = None
+            self._changes.walked = True
+            self._hand_over()
+        if time.monotonic() - self._last_sent > _HEARTBEAT_S:
+            self._send()
+
+    def _hand_over(self) -> None:
+        changes = self._changes
+        if (
+            changes.marked or changes.segments or changes.disturbed or changes.mistakes or changes.overflowed
+            or changes.walked or changes.limit_reached or changes.root_disturbed or changes.unwatchable
+        ):  # fmt: skip
+            self._send()
+
+    def _send(self) -> None:
+        changes, self._changes = self._changes, Changes("")
+        self._last_sent = time.monotonic()
+        self.queue_event(changes)
+
+    # -- one event ----------------------------------------------------------------------------------------------------
+
+    def _handle(self, wd: int, mask: int, name: str) -> None:
+        if mask & flags.Q_OVERFLOW:
+            self._changes.overflowed = True
+            self._walk_again.set()  # directories made meanwhile have no watch yet
+            return
+        hour = self._hour_at(wd)
+        if hour is not None:
+            self._handle_in_hour(wd, hour, mask, name)
+        elif wd in self._parents:
+            self._handle_in_parent(wd, self._parents[wd], mask, name)
+
+    def _hour_at(self, wd: int) -> Hour | None:
+        packed = self._hours[wd] if 0 <= wd < len(self._hours) else _UNUSED
+        if packed == _UNUSED:
+            return None
+        return Hour(*self._places[packed >> _NUMBER_BITS], packed & _NUMBER_MASK)
+
+    def _handle_in_hour(self, wd: int, hour: Hour, mask: int, name: str) -> None:
+        if mask & flags.IGNORED:
+            self._forget(wd)
+            self._changes.disturbed.add(hour)
+        elif mask & (flags.MOVE_SELF | flags.UNMOUNT):
+            # Moved away, or only renamed and already watched under its new name: the path tells.
+            if self._watch_path((hour.channel, hour.quality, hour.text)) != wd:
+                self._remove(wd)
+            self._changes.disturbed.add(hour)
+        elif name:
+            self._see(hour, name, present=bool(mask & _APPEARED))
+
+    def _see(self, hour: Hour, name: str, *, present: bool) -> None:
+        kind, stem = classify(name)
+        if kind is Kind.TOMBSTONE:
+            if present:
+                self._changes.marked.append(Marked(hour, stem))
+            else:
+                self._changes.disturbed.add(hour)
+        elif kind is Kind.TS or kind is Kind.JSON:
+            self._changes.segments.append((hour, stem, kind, present))
+        elif kind is Kind.MISTAKE and present:
+            self._changes.mistakes.append((hour, name))
+
+    def _handle_in_parent(self, wd: int, parts: tuple[str, ...], mask: int, name: str) -> None:
+        if not parts and mask & (flags.UNMOUNT | flags.DELETE_SELF | flags.MOVE_SELF | flags.IGNORED):
+            self._changes.root_disturbed = True
+        if mask & flags.IGNORED:
+            self._forget(wd)
+        elif mask & (flags.MOVE_SELF | flags.UNMOUNT):
+            if self._watch_path(parts) != wd:
+                self._remove(wd)
+                self._drop_below(parts)
+        elif mask & flags.ISDIR and mask & _APPEARED:
+            self._enter((*parts, name))
+        elif mask & flags.ISDIR and mask & _LEFT and len(parts) == 2 and is_hour(name):
+            self._changes.disturbed.add(Hour(parts[0], parts[1], hour_number(name)))
+
+    def _drop_below(self, parts: tuple[str, ...]) -> None:
+        """A channel or quality was moved away: the watches below it would speak for the wrong path."""
+        for wd, below in list(self._parents.items()):
+            if len(below) > len(parts) and below[: len(parts)] == parts:
+                self._remove(wd)
+        gone = {n for place, n in self._place_numbers.items() if place[: len(parts)] == parts}
+        for wd, packed in enumerate(self._hours):
+            if packed != _UNUSED and packed >> _NUMBER_BITS in gone:
+                self._remove(wd)
+
+    # -- directories --------------------------------------------------------------------------------------------------
+
+    def _walk_tree(self, *, first: bool) -> Iterator[None]:
+        """Watch everything that is there, newest hours first; yields between steps."""
+        try:
+            with self._tree.open_root() as root_fd:
+                places = []
+                for channel, quality in self._tree.places(root_fd):
+                    self._add((channel,))
+                    if self._add((channel, quality)):
+                        places.append((channel, quality))
+                        yield
+        except RootMissing:
+            self._changes.root_disturbed = True
+            return
+        numbers = []
+        for channel, quality in places:
+            with self._tree.open_root() as root_fd:
+                found = [hour_number(name) for name in self._tree.hours(root_fd, channel, quality)]
+            place = self._place_number(channel, quality)
+            numbers.append(array("q", (n << 20 | place for n in sorted(found, reverse=True))))
+            yield
+        for step, key in enumerate(heapq.merge(*numbers, reverse=True)):
+            hour = Hour(*self._places[key & 0xFFFFF], key >> 20)
+            known = self.watches
+            if not self._add((hour.channel, hour.quality, hour.text)) and self._no_room:
+                return  # the rest is older still, and left to the rescan
+            if not first and self.watches > known:
+                self._list(hour)
+            if step % _WALK_STEP == 0:
+                yield
+
+    def _enter(self, parts: tuple[str, ...]) -> None:
+        """A directory appeared: watch it, and only then look what it holds already."""
+        if parts[-1].startswith(".") or (len(parts) == 3 and not is_hour(parts[2])):
+            return
+        if not self._add(parts):
+            return
+        if len(parts) == 3:
+            self._list(Hour(parts[0], parts[1], hour_number(parts[2])))
+            return
+        try:
+            with self._tree.open_root() as root_fd:
+                below = directory_names(root_fd, *parts)
+        except RootMissing:
+            return
+        for name in sorted(below, reverse=True):
+            self._enter((*parts, name))
+
+    def _list(self, hour: Hour) -> None:
+        try:
+            names = os.listdir(f"{self._tree.root}/{hour.path}")
+        except OSError:
+            return  # gone again: its own events tell
+        for name in names:
+            self._see(hour, name, present=True)
+
+    def _add(self, parts: tuple[str, ...]) -> bool:
+        """Watch a directory; the same again is harmless. False where it cannot be watched."""
+        wd = self._watch_path(parts)
+        if wd is None:
+            return False
+        if len(parts) < 3:
+            if wd not in self._parents:
+                self.watches += 1
+            self._parents[wd] = parts
+            return True
+        if wd >= len(self._hours):
+            self._hours.extend([_UNUSED] * (wd + 1 - len(self._hours)))
+        if self._hours[wd] == _UNUSED:
+            self.watches += 1
+        self._hours[wd] = self._place_number(parts[0], parts[1]) << _NUMBER_BITS | hour_number(parts[2])
+        return True
+
+    def _watch_path(self, parts: Sequence[str]) -> int | None:
+        path = "/".join((self._tree.root, *parts))
+        for _ in range(2):
+            try:
+                return int(self._inotify.add_watch(path, _MASK))
+            except OSError as exc:
+                self._no_room = exc.errno == errno.ENOSPC
+                if self._no_room:
+                    self._reached_limit()
+                    if self._drop_oldest(parts):
+                        continue
+                elif exc.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                    self._changes.unwatchable.append((path, exc.strerror or ""))
+                return None
+        return None
+
+    def _reached_limit(self) -> None:
+        if not self._limited:
+            self._limited = True
+            with open("/proc/sys/fs/inotify/max_user_watches", encoding="ascii") as file:
+                self._changes.limit_reached = file.read().strip()
+
+    def _drop_oldest(self, parts: Sequence[str]) -> bool:
+        """Make room for a new directory: the oldest watched hour is left to the rescan instead."""
+        watched = ((packed & _NUMBER_MASK, wd) for wd, packed in enumerate(self._hours) if packed != _UNUSED)
+        number, wd = min(watched, default=(None, _UNUSED))
+        if number is None or (len(parts) == 3 and hour_number(parts[2]) <= number):
+            return False
+        self._remove(wd)
+        return True
+
+    def _remove(self, wd: int) -> None:
+        try:
+            self._inotify.rm_watch(wd)
+        except OSError:
+            pass  # removed by the kernel already
+        self._forget(wd)
+
+    def _forget(self, wd: int) -> None:
+        if self._parents.pop(wd, None) is not None:
+            self.watches -= 1
+        elif 0 <= wd < len(self._hours) and self._hours[wd] != _UNUSED:
+            self._hours[wd] = _UNUSED
+            self.watches -= 1
+
+    def _place_number(self, channel: str, quality: str) -> int:
+        number = self._place_numbers.get((channel, quality))
+        if number is None:
+            number = self._place_numbers[channel, quality] = len(self._places)
+            self._places.append((channel, quality))
+        return number

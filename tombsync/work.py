@@ -1,0 +1,224 @@
+"""What workers share: the wrapper that drives them, their heartbeat, and the queue of the index's only writer."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Protocol
+
+from tombsync.names import Marked
+
+log = logging.getLogger(__name__)
+
+TRANSACTION_ROWS = 200  # hide latency p99 beside a rescan: benchmarks/hide.py
+BULK_WAITS_ABOVE_ROWS = 4_000  # 20 transactions: enough to keep the writer busy, little to wait behind
+BULK_REFUSED_ABOVE_ROWS = 400_000  # the watcher never waits; past this it asks for a rescan instead
+WAIT_S = 1.0  # no wait of a worker is longer, so that beats and stops are prompt
+
+
+class Source(StrEnum):
+    """Who saw a tombstone first."""
+
+    WATCH = "watch"
+    RESCAN = "rescan"
+    INBOX = "inbox"
+    COMMAND = "command"
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """A tombstone was seen. `read_ns` is the monotonic clock when the event was read or the directory listed."""
+
+    marked: Marked
+    source: Source
+    read_ns: int
+
+
+class Batch(Protocol):
+    """Rows for the index: built by any worker, applied by the writer only."""
+
+    @property
+    def rows(self) -> int:
+        """How many rows it touches; at most TRANSACTION_ROWS."""
+
+    def apply(self, writer: Any) -> None:
+        """Write the rows with the index's Writer (which this rank does not know), inside its transaction."""
+
+    def committed(self) -> None:
+        """Runs in the writer's thread after the commit."""
+
+
+
+class Flush:
+    """A batch without rows: `done` is set when everything that was handed over before it is committed."""
+
+    rows = 0
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+
+    def apply(self, writer: object) -> None:
+        """Write nothing."""
+
+    def committed(self) -> None:
+        """Tell whoever waits."""
+        self.done.set()
+
+
+class Mailbox:
+    """The queue in front of the index's writer: markers overtake urgent batches, those overtake bulk ones.
+
+    Every field is guarded by `_changed`. Producers of bulk wait (bounded, woken by `close`) while the writer is behind;
+    sightings and urgent batches never wait.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._sightings: deque[Sighting] = deque()
+        self._urgent: deque[Batch] = deque()
+        self._bulk: deque[Batch] = deque()
+        self._bulk_rows = 0
+        self._closed = False
+
+    def put_sightings(self, sightings: Iterable[Sighting]) -> None:
+        """Hand over tombstones to hide."""
+        with self._changed:
+            self._sightings.extend(sightings)
+            self._changed.notify_all()
+
+    def put_urgent(self, batch: Batch) -> None:
+        """Hand over a small batch: delivery outcomes, a peer's state, progress."""
+        with self._changed:
+            self._urgent.append(batch)
+            self._changed.notify_all()
+
+    def put_bulk(self, batch: Batch) -> None:
+        """Hand over rows of a rescan; waits while the writer is behind."""
+        with self._changed:
+            while self._bulk_rows >= BULK_WAITS_ABOVE_ROWS and not self._closed:
+                self._changed.wait(WAIT_S)
+            self._put_bulk(batch)
+
+    def offer_bulk(self, batch: Batch) -> bool:
+        """Hand over rows without waiting; False where the writer is so far behind that they were not taken."""
+        with self._changed:
+            if self._bulk_rows >= BULK_REFUSED_ABOVE_ROWS:
+                return False
+            self._put_bulk(batch)
+            return True
+
+    def _put_bulk(self, batch: Batch) -> None:
+        self._bulk.append(batch)
+        self._bulk_rows += batch.rows
+        self._changed.notify_all()
+
+    def take(self, timeout_s: float) -> list[Sighting] | list[Batch]:
+        """Take the next transaction's worth: sightings, or batches of one lane; [] after `timeout_s` without work."""
+        with self._changed:
+            if not (self._sightings or self._urgent or self._bulk):
+                self._changed.wait(timeout_s)
+            if self._sightings:
+                count = min(len(self._sightings), TRANSACTION_ROWS)
+                return [self._sightings.popleft() for _ in range(count)]
+            return self._take_batches(self._urgent) or self._take_batches(self._bulk)
+
+    def _take_batches(self, lane: deque[Batch]) -> list[Batch]:
+        taken: list[Batch] = []
+        rows = 0
+        while lane and (not taken or rows + lane[0].rows <= TRANSACTION_ROWS):
+            rows += lane[0].rows
+            taken.append(lane.popleft())
+        if lane is self._bulk and taken:
+            self._bulk_rows -= rows
+            self._changed.notify_all()
+        return taken
+
+    def close(self) -> None:
+        """Let go of every producer that waits; what is queued can still be taken."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+
+class Beats:
+    """When each worker last finished a turn, on the monotonic clock.
+
+    Each worker's own thread writes its own key; everybody reads. Single dict operations need no lock.
+    """
+
+    def __init__(self) -> None:
+        self._beats: dict[str, float] = {}
+
+    def beat(self, worker: str) -> None:
+        """Say that this worker is alive now."""
+        self._beats[worker] = time.monotonic()
+
+    def forget(self, worker: str) -> None:
+        """A worker was ended on purpose."""
+        self._beats.pop(worker, None)
+
+    def ages_s(self) -> dict[str, float]:
+        """Seconds since each worker's last beat."""
+        now = time.monotonic()
+        return {worker: now - at for worker, at in list(self._beats.items())}
+
+
+class Worker(Protocol):
+    """One thread's work, a turn at a time."""
+
+    name: str
+
+    def loop(self, now: float) -> None:
+        """One turn: bounded work and a bounded wait. `now` is the monotonic clock, in seconds."""
+
+    def wake(self) -> None:
+        """End the wait of a running turn; called from other threads, also to stop."""
+
+
+class Driver:
+    """Runs one worker in a thread of its own, turn by turn, until it is told to stop or a turn raises.
+
+    `failure` is written once, by the thread, before it ends.
+    """
+
+    def __init__(self, worker: Worker, beats: Beats, on_death: Callable[[], None]) -> None:
+        self.worker = worker
+        self.failure: BaseException | None = None
+        self._beats = beats
+        self._on_death = on_death
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=worker.name, daemon=True)
+
+    def start(self) -> None:
+        """Begin the turns."""
+        self._beats.beat(self.worker.name)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.is_set():
+                self._beats.beat(self.worker.name)
+                self.worker.loop(time.monotonic())
+        except Exception as exc:  # a worker's outermost turn: logged here, counted and acted on by the daemon
+            log.exception("worker %s died", self.worker.name)
+            self.failure = exc
+            self._on_death()
+        else:
+            self._beats.forget(self.worker.name)
+
+    def stop(self) -> None:
+        """Ask the worker to end; does not wait."""
+        self._stop.set()
+        self.worker.wake()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the thread; False where it is still running."""
+        if self._thread.ident is None:
+            return True
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
