@@ -49,9 +49,10 @@ INFO = 6
 class Event(Enum):
     """What is recorded: a MESSAGE_ID that never changes, a priority, and one line of what it means."""
 
+    MARKED = "58f890afd7d64394b2c1e1508af55c48", NOTICE, "a person marked a segment by command"
     HIDDEN = "75d8e9cb2f4242afabd09b4c45a3e495", NOTICE, "a segment is hidden from every listing of this node"
     DELIVERED = "4fd3bca4a4c84ceead09b4c026ebc0d3", INFO, "a peer confirmed that it holds the tombstone"
-    UNDELIVERED = "42ceefcc51a647909539d8061e30d765", WARNING, "a peer answered that it does not hold the tombstone, and why"
+    UNDELIVERED = "42ceefcc51a647909539d8061e30d765", WARNING, "a peer said why it does not hold the tombstone"
     RESTORED = "aece7d9e76244ec5812abd0f39176ce8", WARNING, "a vanished tombstone was put back into the tree"
     REJECTED = "cf4bc8e960924001a36126192072b213", WARNING, "a name from outside was refused and changed nothing"
     MISTAKEN_NAME = "072c8c889977402cb7520527566fb2bc", WARNING, "a file that looks like a tombstone hides nothing"
@@ -191,7 +192,7 @@ class Audit:
         return self._dropped
 
     def start(self) -> None:
-        """Start writing. Apart from construction because the process confines itself before its first thread."""
+        """Start writing, in a thread of our own. Once is enough, a second call does nothing."""
         with self._condition:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._write_all, name="audit", daemon=True)
@@ -243,7 +244,6 @@ class Audit:
             lost = len(self._queue)
             self._queue.clear()
             self._dropped += lost
-            self._condition.notify_all()
         return lost
 
     def _write_all(self) -> None:
@@ -292,12 +292,17 @@ class Audit:
 
 
 def open_audit(node: str, *, journal_socket: str = JOURNAL_SOCKET) -> Audit:
-    """The audit of this node, to journald where its socket is and else to stderr. It wants `start` and `close`."""
+    """The audit of this node, started: to journald where its socket is and else to stderr. To be closed at the end.
+
+    It starts a thread, so a process that confines itself does that before.
+    """
     try:
         is_socket = stat.S_ISSOCK(os.stat(journal_socket).st_mode)
     except OSError:
         is_socket = False
-    return Audit(node, JournalSink(journal_socket) if is_socket else StderrSink())
+    audit = Audit(node, JournalSink(journal_socket) if is_socket else StderrSink())
+    audit.start()
+    return audit
 
 
 def _lost(at: float, count: int) -> _Entry:

@@ -27,6 +27,7 @@ from tombsync.names import printable
 DEFAULT_PATH = "/etc/tombsync/tombsync.toml"
 DEFAULT_ROOT = "/segments"
 DEFAULT_STATE_DIR = "/var/lib/tombsync"
+SSH_PORT = 22
 MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un.sun_path of Linux, less the NUL
 MAX_INTERVAL_S = 366 * 86400  # longer than anybody means, and far from the limits of every timer
 _MAX_SHOWN = 80  # characters of a faulty value
@@ -58,7 +59,7 @@ def split_listen(text: str) -> Listen:
     if not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
         raise ValueError("no port")
     bare = host.removeprefix("[").removesuffix("]")
-    if (host != bare) != (":" in bare) or (host != bare and host != f"[{bare}]"):
+    if host != (f"[{bare}]" if ":" in bare else bare):
         raise ValueError("IPv6 addresses, and only they, stand in brackets")
     return Listen("", _host(bare), int(port))
 
@@ -117,7 +118,7 @@ class PeerSettings(_Table):
 
     host: Annotated[str, AfterValidator(_host), Field(description=_HOST_RULE)]
     name: _Name = ""
-    port: Annotated[int, Field(ge=1, le=65535, description="a whole number from 1 to 65535")] = 22
+    port: Annotated[int, Field(ge=1, le=65535, description="a whole number from 1 to 65535")] = SSH_PORT
     user: Annotated[str, AfterValidator(_user), Field(description=_USER_RULE)] = "tombsync"
     key: _Path = "/etc/tombsync/id_ed25519"
     known_hosts: _Path = "/etc/tombsync/known_hosts"
@@ -252,11 +253,10 @@ class _Document:
             problems += [found for error in errors if (found := self.problem(error["type"], error["loc"]))]
             # Once more without what is faulty, so that no mistake covers up a conflict of other values.
             settings = Settings.model_validate(self.sound_part())
-        for reason, *locs in _conflicts(settings):
-            if self.faulty.isdisjoint(locs):
-                # Of two that disagree, the one that was just typed is the one to change.
-                loc = next((loc for loc in locs if self.origins.get(loc) == COMMAND_LINE), locs[0])
-                problems.append(self.tell(loc, _shown(_look(settings, loc)), reason))
+        for reason, locs in _conflicts(settings, self.faulty):
+            # Of two that disagree, the one that was just typed is the one to change.
+            loc = next((loc for loc in locs if self.origins.get(loc) == COMMAND_LINE), locs[0])
+            problems.append(self.tell(loc, _shown(_look(settings, loc)), reason))
         if problems:
             raise BadSettings(tuple(problems))
         return settings
@@ -287,23 +287,22 @@ class _Document:
             host = (*loc[:-1], "host")
             reason = f"the host cannot serve as the name, so give it one: {allowed}"
             return None if host in self.faulty else self.tell(loc, _shown(_look(self.table, host)), reason)
+        if self.origins.get(loc) == ENVIRONMENT:
+            allowed = f"cannot be taken from the environment, so set it in {self.file}: {allowed}"
         return self.tell(loc, _shown(_look(self.table, loc)), allowed)
 
     def tell(self, loc: _Loc, value: str, allowed: str) -> Problem:
         return Problem(self.origins.get(loc, self.file), printable(self.key(loc)), value, allowed)
 
     def key(self, loc: _Loc) -> str:
-        """A key as an operator looks for it; a peer by its name, or by its number where the name is in question."""
-        if loc[0] != "peers":
-            return ".".join(map(str, loc))
-        if len(loc) == 1:
-            return "peer"
-        peers = self.table["peers"]
-        names = [peer.get("name", peer.get("host")) if isinstance(peer, dict) else None for peer in peers]
-        name = names[int(loc[1])]
-        clear = isinstance(name, str) and names.count(name) == 1 and (*loc[:2], "name") not in self.faulty
-        who = name if clear and loc[2:] not in (("name",), ("host",)) else f"number {int(loc[1]) + 1}"
-        return f"peer {who}: {loc[2]}" if len(loc) > 2 else f"peer {who}"
+        """A key as an operator looks for it: `http.listen`, `peer 2 (node-b): port`."""
+        if loc[0] != "peers" or len(loc) == 1:
+            return ".".join("peer" if part == "peers" else str(part) for part in loc)
+        number = int(loc[1])
+        peer = self.table["peers"][number]
+        name = peer.get("name") or peer.get("host") if isinstance(peer, dict) else None
+        who = f"{number + 1} ({name[:64]})" if isinstance(name, str) else str(number + 1)
+        return f"peer {who}" + "".join(f": {key}" for key in loc[2:])
 
 
 def _look(thing: Any, loc: _Loc) -> Any:
@@ -324,18 +323,57 @@ def _shown(value: Any) -> str:
 
 def _unknown(table: str, key: str) -> str:
     """What to say of a key that does not exist: the nearest one, and the table that it would belong to."""
-    fields = {name: ["peer" if key == "peers" else key for key in model.model_fields] for name, model in _TABLES.items()}
+    fields = {name: ["peer" if f == "peers" else f for f in model.model_fields] for name, model in _TABLES.items()}
     hints = [f"did you mean {near}?" for near in difflib.get_close_matches(key, fields[table], 1)]
     hints += [f"{key} belongs {_TITLES[other]}" for other, known in fields.items() if other != table and key in known]
     return "; ".join(["no such key", *(hints or ["here may stand " + ", ".join(fields[table])])])
 
 
-def _conflicts(settings: Settings) -> Iterator[tuple[Any, ...]]:
-    """Values that are sound alone but not together: a sentence, then where they stand."""
-    if settings.rescan.full_interval_s < settings.rescan.interval_s:
-        yield "at least rescan.interval_s", ("rescan", "full_interval_s"), ("rescan", "interval_s")
-    root, state_dir = f"{settings.root}/", f"{settings.state_dir}/"
-    if root.startswith(state_dir) or state_dir.startswith(root):
-        yield "root and state_dir must not be the same or one inside the other", ("state_dir",), ("root",)
+def _conflicts(settings: Settings, faulty: set[_Loc]) -> Iterator[tuple[str, list[_Loc]]]:
+    """Values that are sound alone but not together: a sentence, and where they stand, the one to correct first.
+
+    What is faulty alone is no part of it: in its place `settings` holds a default or a stand-in.
+    """
+    locs: list[_Loc] = [("rescan", "full_interval_s"), ("rescan", "interval_s")]
+    if settings.rescan.full_interval_s < settings.rescan.interval_s and faulty.isdisjoint(locs):
+        yield "at least rescan.interval_s", locs
+    locs = [("state_dir",), ("root",)]
+    if _nested(settings.root, settings.state_dir) and faulty.isdisjoint(locs):
+        yield "root and state_dir must lie apart, neither inside the other", locs
     names: dict[str, int] = {}
     targets: dict[tuple[str, int, str, str], int] = {}
+    node = settings.node.casefold()
+    for number, peer in enumerate(settings.peers):
+        name, host = peer.name.casefold(), peer.host.casefold().rstrip(".")
+        locs = [("peers", number, "name"), ("node",)]
+        if name == node and faulty.isdisjoint(locs):
+            yield "the name of this node itself, which is no peer of its own", locs
+        if names.setdefault(name, number) != number:  # a stand-in is like no other name
+            yield f"peer {names[name] + 1} has this name already", locs[:1]
+        locs = [("peers", number, key) for key in ("host", "port", "user", "path")]
+        if not faulty.isdisjoint(locs):
+            continue
+        other = targets.setdefault((host, peer.port, peer.user, peer.path), number)
+        if other != number:
+            yield f"peer {other + 1} has the same host, port, user and path already", locs
+        locs += [("root",), ("node",)]
+        own = peer.port == SSH_PORT and peer.path == settings.root and _is_local(host, node)
+        if own and name != node and faulty.isdisjoint(locs):
+            yield "this node's own tree, which is no peer of its own", locs
+
+
+def _nested(path: str, other: str) -> bool:
+    """Whether two paths are the same, or one is inside the other."""
+    shorter, longer = sorted((path, other), key=len)
+    return f"{longer}/".startswith(f"{shorter.rstrip('/')}/")
+
+
+def _is_local(host: str, node: str) -> bool:
+    """Whether a host (folded, no final dot) is this machine by its text alone."""
+    if host in (node, socket.gethostname().casefold()) or "localhost" in (*host.split(".")[:1], *host.split(".")[-1:]):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified

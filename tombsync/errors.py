@@ -58,6 +58,29 @@ class HidesNothing(TombsyncError):
         return f"{self.path}: no .ts or .json of this name is here, so a tombstone would hide nothing"
 
 
+@dataclass(eq=False)
+class NotMarkable(TombsyncError):
+    """A name that must not get a tombstone."""
+
+    path: str
+    reason: str
+    hint: str = "mark the segment that it becomes"
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+@dataclass(eq=False)
+class NotMarked(TombsyncError):
+    """A stem was asked for that no tombstone is known of."""
+
+    stem: str
+    hint: str = "`tombsync tombstones` lists what is marked"
+
+    def __str__(self) -> str:
+        return f"{self.stem}: no tombstone of this name is known here"
+
+
 # -- settings ---------------------------------------------------------------------------------------------------------
 
 
@@ -280,6 +303,21 @@ class SftpRefused(PeerError):
     hint = "the peer's sshd_config needs a global `Subsystem sftp internal-sftp` line"
 
 
+@dataclass(eq=False)
+class UnknownPeer(TombsyncError):
+    """A peer was named that the settings do not have."""
+
+    name: str
+    known: tuple[str, ...]
+
+    @property
+    def hint(self) -> str:  # type: ignore[override] # made of the data
+        return f"the settings have {', '.join(self.known)}" if self.known else "the settings have no [[peer]]"
+
+    def __str__(self) -> str:
+        return f"there is no peer named {self.name}"
+
+
 # -- the process ------------------------------------------------------------------------------------------------------
 
 
@@ -350,3 +388,14 @@ class AgentNotRunning(TombsyncError):
 
     def __str__(self) -> str:
         return f"no agent runs on the state directory {self.state_dir}"
+
+
+@dataclass(eq=False)
+class AgentRefused(TombsyncError):
+    """The running agent belongs to another account."""
+
+    pid: int
+    hint: str = "run this as root or as the agent's account"
+
+    def __str__(self) -> str:
+        return f"the agent (process {self.pid}) cannot be asked: permission denied"

@@ -124,7 +124,8 @@ def classify(name: str) -> tuple[Kind, str]:
 def mistake_message(hour: Hour, name: str) -> str:
     """What to tell of a `STEM.ts.tombstone`, with the name that was most likely meant."""
     stem = classify(classify(name)[1])[1]
-    return f"{printable(f'{hour.path}/{name}')} hides nothing; the tombstone of that segment is {printable(stem)}.tombstone"
+    path = printable(f"{hour.path}/{name}")
+    return f"{path} hides nothing; the tombstone of that segment is {printable(stem)}{TOMBSTONE_SUFFIX}"
 
 
 def tombstone_name(stem: str) -> str:
@@ -219,9 +220,11 @@ def unsafe(part: str) -> str:
         return "a part of the path holds a slash"
     if _CONTROL_PATTERN.search(part):
         return "a part of the path holds a control character"
-    if len(os.fsencode(part)) > MAX_NAME_BYTES:
-        return f"a part of the path is longer than {MAX_NAME_BYTES} bytes"
-    return ""
+    try:
+        too_long = len(os.fsencode(part)) > MAX_NAME_BYTES
+    except UnicodeEncodeError:  # a surrogate that stands for no byte, or a character that the locale does not know
+        return "a part of the path cannot be a file's name"
+    return f"a part of the path is longer than {MAX_NAME_BYTES} bytes" if too_long else ""
 
 
 def strict_hour(channel: str, quality: str, hour: str) -> Hour:
@@ -241,7 +244,8 @@ def strict_marked(hour: Hour, name: str) -> Marked:
         stem = classify(stem)[1]
     if reason := unsafe(stem):
         raise BadName(name, reason)
-    tombstone_name(stem)
+    if classify(tombstone_name(stem))[0] is not Kind.TOMBSTONE:
+        raise BadName(name, "it has several extensions, and its tombstone would hide nothing")
     return Marked(hour, stem)
 
 
@@ -267,7 +271,7 @@ def locate(path: str, *, root: str, cwd: str) -> Marked:
         path = f"{cwd}/{path}"
     if ".." in path.split("/"):
         raise BadName(path, "a part of the path begins with a dot")
-    path = os.path.normpath(path)
+    path = os.path.normpath("/" + path.lstrip("/"))  # normpath keeps two leading slashes, as from a cwd of `/`
     prefix = root.rstrip("/") + "/"
     if not path.startswith(prefix):
         raise OutsideRoot(path, root)

@@ -73,6 +73,12 @@ def reconcile(
     return Need.WAIT if open_deliveries else Need.FORGET
 
 
+def look_again_at(missing_since: float, now: float) -> float:
+    """When a stem that waits is looked at again: when it may be put back, or as long after a failure to do so."""
+    at = missing_since + PUT_BACK_AFTER_S
+    return at if at > now else now + PUT_BACK_AFTER_S
+
+
 @dataclass(frozen=True)
 class HourDiff:
     """How the index's rows of an hour differ from a listing of its directory. Segments are (stem, kind) pairs."""

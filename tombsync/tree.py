@@ -133,13 +133,16 @@ class Tree:
         except (RootMissing, RootNotBelieved):
             return False
 
-    def adopt(self) -> str:
-        """The identity of the tree, made if it has none. Raises RootMissing, TreeRefused."""
+    def adopt(self, identity: str | None = None) -> str:
+        """The identity of the tree, made if it has none; with `identity`, that one, made if need be.
+
+        Raises RootMissing, TreeRefused.
+        """
         with self.open_root() as fd:
             found = identities(fd)
-            if found:
-                return found[0]
-            identity = str(uuid.uuid4())
+            if found and identity in (None, *found):
+                return identity or found[0]
+            identity = identity or str(uuid.uuid4())
             path = f"{self.root}/{OWN_DIRECTORY}/{_MARKER_PREFIX}{identity}"
             try:
                 try:

@@ -13,6 +13,6 @@ def need(program: str) -> str:
     path = shutil.which(program, path=os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"]))
     if path is None:
         if os.environ.get("CI") == "true":
-            pytest.fail(f"{program} is not installed, and CI must not skip a test")
-        pytest.skip(f"{program} is not installed")
+            pytest.fail(f"{program} is not installed, and CI must not skip a test", pytrace=False)
+        pytest.skip(f"{program} is not installed (tests/run says what is missing, and as root on Debian installs it)")
     return os.path.abspath(path)

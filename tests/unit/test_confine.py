@@ -272,9 +272,10 @@ def _run(mode: str, base: Path) -> dict[str, object]:
     (places.inbox / "arrived.tombstone").touch()
     (places.elsewhere / "kept").touch()
     package = str(Path(tombsync.__file__).parents[1])
+    path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, __file__, mode, str(base)],
-        env={**os.environ, "PYTHONPATH": package},
+        env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
         timeout=60,

@@ -1,23 +1,63 @@
-"""The command line: words, tables and exit codes live here and below, nowhere else."""
+"""The command line: words, tables and exit codes live in this package and nowhere else."""
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 
 import click
 
-from tombsync import __version__
-from tombsync.cli import run as run_module
+from tombsync import __version__, errors
+from tombsync.cli import adopt_root, check, ls, mark, peer, rescan, run, status, tombstones
+from tombsync.cli.common import tell_error
+from tombsync.cli.demo import command as demo
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="tombsync")
 def cli() -> None:
-    pass
+    """Hide segments of a replicated video archive at once, on every node, and prove it.
+
+    \b
+    Example: hide one segment, then see which nodes have confirmed it
+      tombsync mark /segments/desertbus/source/2019-11-13T02/45:51.608000-2.0-full-….ts
+      tombsync status 45:51.608000-2.0-full-…
+    """
 
 
-cli.add_command(run_module.run)
+for _command in (
+    run.run,
+    check.check,
+    mark.mark,
+    ls.ls,
+    tombstones.tombstones,
+    status.status,
+    rescan.rescan,
+    adopt_root.adopt_root,
+    peer.peer,
+    demo.demo,
+):
+    cli.add_command(_command)
 
 
 def main() -> None:
-    cli()
+    """The entry point. Every error is told in one line with a hint; a traceback is a fault of ours."""
+    logging.basicConfig(level=logging.WARNING, format="tombsync: %(levelname)s: %(message)s")
+    if sys.getfilesystemencoding() != "utf-8":
+        click.echo("tombsync: file names need UTF-8 here\n  hint: set PYTHONUTF8=1", err=True)
+        sys.exit(errors.EXIT_FAILED)
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.Abort:
+        sys.exit(130)
+    except click.ClickException as exc:
+        exc.show()
+        sys.exit(exc.exit_code)
+    except errors.TombsyncError as exc:
+        tell_error(exc)
+        sys.exit(exc.exit_code)
+    except BrokenPipeError:  # `tombsync tombstones | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,15 +1,27 @@
+"""`tombsync run`: the agent."""
+
 from __future__ import annotations
 
 import click
 
-from tombsync import config
+from tombsync.cli.common import Place, place_options
 from tombsync.daemon import Agent
 
 
 @click.command()
-@click.option("--config", "config_path")
-@click.option("--root")
-@click.option("--state-dir")
-@click.option("--listen")
-def run(config_path, root, state_dir, listen):
-    Agent(config.load(config_path, root=root, state_dir=state_dir, listen=listen)).run()
+@place_options
+@click.option("--listen", metavar="ADDRESS", help="HTTP address over what the settings say: HOST:PORT or unix:/PATH.")
+@click.option("--node", metavar="NAME", help="This node's name, over what the settings say.")
+@click.option("--require-confinement", is_flag=True, help="Do not start where the kernel cannot confine the agent.")
+def run(place: Place, listen: str | None, node: str | None, require_confinement: bool) -> None:
+    """Run the agent of this node in the foreground, until SIGTERM.
+
+    It watches the segment tree, hides what is marked, delivers tombstones to the peers of the settings file and serves
+    /metrics, /healthz and /readyz. SIGUSR1 asks for a rescan, SIGUSR2 for a full one. Exit code 75 asks the service
+    manager for a restart: the segment tree had gone and came back.
+
+    \b
+    Example: without any settings file, for a first look
+      tombsync run --root /segments
+    """
+    Agent(place.settings(listen=listen, node=node), require_confinement=require_confinement).run()

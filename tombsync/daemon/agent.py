@@ -19,7 +19,7 @@ from types import FrameType
 
 from tombsync import __version__, config, confine, errors
 from tombsync.audit import Audit, Event, open_audit
-from tombsync.daemon.parts import believe_root, open_index, take_adoption, target_of, target_text
+from tombsync.daemon.parts import believe_root, open_index, require_supported, take_adoption, target_of, target_text
 from tombsync.daemon.sources import Sources, describe
 from tombsync.guard import RootGuard
 from tombsync.index import AgentLock, Checkpointer, Writer, index_path
@@ -63,6 +63,7 @@ class Agent:
         """Run until a signal ends it. Raises TombsyncError: what kept it from starting, WorkerDied, RootReturned."""
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         settings = self.settings
+        require_supported(settings)
         with ExitStack() as stack:
             lock = AgentLock(settings.state_dir)
             stack.callback(lock.release)

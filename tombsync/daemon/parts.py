@@ -57,3 +57,14 @@ def take_adoption(state_dir: str) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def require_supported(settings: config.Settings) -> None:
+    """Raise BadSettings for what the settings may say and this version cannot do."""
+    problems = tuple(
+        errors.Problem("settings", f"peer {peer.name}: delivery", "inbox", 'not available yet; use "tree"')
+        for peer in settings.peers
+        if peer.delivery == "inbox"
+    )
+    if problems:
+        raise errors.BadSettings(problems)

@@ -142,6 +142,12 @@ class Connector:
         return channel
 
 
+def require_usable(target: Target) -> None:
+    """Raise KeyUnusable or HostKeyUnknown where our own side of a peer cannot work. Asks nobody."""
+    load_key(target.key, target.name)
+    known_hosts.load(target.known_hosts, peer=target.name, host=target.host, port=target.port)
+
+
 def load_key(path: str, peer: str) -> paramiko.PKey:
     """Our private key. Raises KeyUnusable with the reason."""
     try:

@@ -47,7 +47,10 @@ class _Sync:
 
 
 class TreeSession:
-    """A session over one channel. Every field belongs to the one thread that uses it; only `close` is for all."""
+    """A session over one channel. Every field belongs to the one thread that uses it; only `close` is for all.
+
+    `can_sync`: the server has fsync@openssh.com. `root_there`: its tree stood there when the session began.
+    """
 
     def __init__(self, peer: str, root: str, transport: paramiko.Transport, channel: paramiko.Channel) -> None:
         self.peer = peer
@@ -66,9 +69,11 @@ class TreeSession:
         self._syncs: dict[Hour, _Sync] = {}
         self._sync_queue: deque[Hour] = deque()
         self._syncs_running = 0
-        self._has_fsync = False
+        self.can_sync = False
+        self.root_there = False
+        self.root_there = False
         self._most_in_flight = _MOST_IN_FLIGHT
-        self._rtt_s = 0.0
+        self.round_trip_s = 0.0
         self._last_heard = time.monotonic()
 
     # -- the contract -------------------------------------------------------------------------------------------------
@@ -80,7 +85,7 @@ class TreeSession:
 
     def room(self, waiting: int) -> int:
         """How many of `waiting` jobs to submit now: the window grows with the round-trip time."""
-        most = min(self._most_in_flight, window(self._rtt_s, _PLACE_S, least=_LEAST_IN_FLIGHT, most=_MOST_IN_FLIGHT))
+        most = min(self._most_in_flight, window(self.round_trip_s, _PLACE_S, least=_LEAST_IN_FLIGHT, most=_MOST_IN_FLIGHT))
         placing = len(self._jobs) - sum(len(sync.waiting) for sync in self._syncs.values())
         return max(0, min(waiting, most - placing))
 
@@ -130,7 +135,7 @@ class TreeSession:
             raise errors.PeerProtocol(self.peer, f"a packet of type {kind} instead of VERSION")
         with self._protocol():
             extensions = wire.parse_version(version, body)
-        self._has_fsync = wire.FSYNC in extensions
+        self.can_sync = wire.FSYNC in extensions
         if wire.LIMITS in extensions:
             self._send(wire.limits(0))
             kind, _, body = self._await_packet(deadline)
@@ -141,9 +146,11 @@ class TreeSession:
                 self._most_in_flight = max(1, min(_MOST_IN_FLIGHT, handles - _RESERVED_HANDLES))
         asked = time.monotonic()
         self._send(wire.lstat(0, self._root))
-        self._await_packet(deadline)
+        kind, _, body = self._await_packet(deadline)
+        with self._protocol():
+            self.root_there = wire.parse_reply(kind, body).code == wire.OK
         self._last_heard = time.monotonic()
-        self._rtt_s = self._last_heard - asked
+        self.round_trip_s = self._last_heard - asked
 
     # -- the way of one job -------------------------------------------------------------------------------------------
 
@@ -188,7 +195,7 @@ class TreeSession:
 
     def _placed(self, job: Job, path: bytes, handle: bytes) -> Steps:
         """It stands and hides there; now make it durable."""
-        if self._has_fsync and self._in_hour[job.marked.hour] == 1:
+        if self.can_sync and self._in_hour[job.marked.hour] == 1:
             reply = yield (wire.fsync, handle)
             self._request(None, (wire.close, handle))
             return self._durability(job, reply)
@@ -203,7 +210,7 @@ class TreeSession:
         return (yield from self._synced(job, path))
 
     def _synced(self, job: Job, path: bytes) -> Steps:
-        if not self._has_fsync:
+        if not self.can_sync:
             return Answer(job.marker, State.NOT_DURABLE, "the server has no fsync@openssh.com")
         reply = yield job.marked.hour  # wait for a sync of the hour directory
         if reply.handle:
@@ -219,7 +226,7 @@ class TreeSession:
         if reply.code == wire.OK:
             return Answer(job.marker, State.CONFIRMED)
         if reply.code == wire.OP_UNSUPPORTED:
-            self._has_fsync = False
+            self.can_sync = False
             return Answer(job.marker, State.NOT_DURABLE, "the server has no fsync@openssh.com")
         return Answer(job.marker, State.PENDING, f"placed, but its fsync failed: {reply.message}", "fsync")
 
@@ -271,7 +278,7 @@ class TreeSession:
 
     def _start_syncs(self) -> None:
         # Each sync holds the server up, so there are only as many in flight as the round trip hides.
-        most = window(self._rtt_s, _SYNC_S, least=1, most=_MOST_SYNCS)
+        most = window(self.round_trip_s, _SYNC_S, least=1, most=_MOST_SYNCS)
         while self._sync_queue and self._syncs_running < most:
             hour = self._sync_queue.popleft()
             self._syncs_running += 1
@@ -314,7 +321,7 @@ class TreeSession:
             taken = time.monotonic() - self._sample[1]
             self._sample = None
             # The least of what was seen lately: queueing at the server must not widen the window that causes it.
-            self._rtt_s = taken if taken < self._rtt_s else self._rtt_s + (taken - self._rtt_s) * 0.01
+            self.round_trip_s = taken if taken < self.round_trip_s else self.round_trip_s + (taken - self.round_trip_s) * 0.01
         steps = self._waiting.pop(request)
         if steps is not None:
             self._advance(steps, reply)

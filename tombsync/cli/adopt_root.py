@@ -1,0 +1,63 @@
+"""`tombsync adopt-root`: say that a new disk, or a removed channel, is meant."""
+
+from __future__ import annotations
+
+import click
+
+from tombsync import errors
+from tombsync.cli.common import Place, dry_run_option, json_option, open_reader, place_options, say, say_json
+from tombsync.config import Settings
+from tombsync.daemon import request_adoption
+from tombsync.tree import Tree
+
+
+@click.command("adopt-root")
+@place_options
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@dry_run_option
+@json_option
+def adopt_root(place: Place, yes: bool, dry_run: bool, as_json: bool) -> None:
+    """Take what is mounted at ROOT now as this node's segment tree.
+
+    The agent pauses when the tree loses its identity: unmounted, replaced, another disk. Where that is meant (a new disk,
+    a channel that was removed for good), this command gives the tree the identity that the index expects; the agent then
+    starts again and makes its index equal to what is there. Tombstones that every peer has are brought back by the
+    peers, those of hours that are gone are forgotten.
+
+    \b
+    Example
+      tombsync adopt-root --dry-run
+    """
+    settings = place.settings()
+    tree = Tree(settings.root)
+    expected = _expected(settings)
+    with tree.open_root():
+        pass
+    needed = expected is None or not tree.believed(expected)
+    if not dry_run:
+        if needed and not yes:
+            click.confirm(f"Take {tree.root} as the segment tree of {settings.node}?", abort=True)
+        identity = tree.adopt(expected) if needed else expected
+        request_adoption(settings.state_dir)
+    else:
+        identity = expected
+    if as_json:
+        say_json({"root": tree.root, "identity": identity, "changed": needed and not dry_run})
+    elif not needed:
+        say(f"{tree.root} is already the known tree {identity}; channels that look unmounted count as gone at the next rescan")
+    elif dry_run:
+        say(f"would give {tree.root} the identity {identity or 'of a new tree'}")
+    else:
+        say(f"{tree.root} is now the tree {identity}; a paused agent starts again by itself")
+
+
+def _expected(settings: Settings) -> str | None:
+    try:
+        reader = open_reader(settings)
+    except errors.IndexMissing:
+        return None
+    try:
+        identity: str | None = reader.fact("root")
+        return identity
+    finally:
+        reader.close()

@@ -1,0 +1,89 @@
+"""`tombsync ls`: what this node lists."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from tombsync import errors
+from tombsync.cli.common import Place, json_option, open_reader, place_options, say, say_json
+from tombsync.config import Settings
+from tombsync.index import Reader
+from tombsync.names import Hour, Kind, classify, hour_text, strict_hour, tombstone_name, unsafe
+from tombsync.tree import Tree, directory_names
+
+
+@click.command("ls")
+@click.argument("where", default="", metavar="[CHANNEL[/QUALITY[/HOUR]]]")
+@place_options
+@click.option("--tombstones", is_flag=True, help="List the tombstones of an hour too.")
+@json_option
+def ls(where: str, place: Place, tombstones: bool, as_json: bool) -> None:
+    """List channels, qualities, hours, or the visible segments of an hour.
+
+    What is hidden is left out. An hour whose index is not known good is read from its directory.
+
+    \b
+    Example
+      tombsync ls desertbus/source/2019-11-13T02
+    """
+    settings = place.settings()
+    parts = [part for part in where.split("/") if part]
+    if len(parts) > 3:
+        raise errors.BadName(where, "not of the form CHANNEL/QUALITY/HOUR")
+    for part in parts:
+        if reason := unsafe(part):
+            raise errors.BadName(part, reason)
+    names = _listing(settings, parts, tombstones)
+    if as_json:
+        say_json(names)
+        return
+    for name in names:
+        say(name)
+
+
+def _listing(settings: Settings, parts: list[str], tombstones: bool) -> list[str]:
+    tree = Tree(settings.root)
+    if len(parts) == 3:
+        return hour_listing(settings, tree, strict_hour(parts[0], parts[1], parts[2]), tombstones=tombstones)
+    with tree.open_root() as root_fd:
+        if len(parts) == 2:
+            return sorted(tree.hours(root_fd, parts[0], parts[1]))
+        return sorted(directory_names(root_fd, *parts))
+
+
+def hour_listing(settings: Settings, tree: Tree, hour: Hour, *, tombstones: bool) -> list[str]:
+    """The visible names of an hour: from the index where that is settled, else from the directory and the index's marks."""
+    try:
+        reader: Reader | None = open_reader(settings)
+    except errors.IndexMissing:
+        reader = None
+    try:
+        row = reader.hour_row(hour) if reader is not None else None
+        if reader is not None and row is not None and row.settled and _unchanged(tree, hour, row.mtime_ns):
+            return reader.listing(hour, tombstones=tombstones)
+        marked = set(reader.markers(hour)) if reader is not None else set()
+        return directory_listing(tree, hour, marked, tombstones=tombstones)
+    finally:
+        if reader is not None:
+            reader.close()
+
+
+def _unchanged(tree: Tree, hour: Hour, mtime_ns: int | None) -> bool:
+    try:
+        return os.stat(f"{tree.root}/{hour.path}", follow_symlinks=False).st_mtime_ns == mtime_ns
+    except OSError:
+        return False
+
+
+def directory_listing(tree: Tree, hour: Hour, marked: set[str], *, tombstones: bool) -> list[str]:
+    """The visible names of an hour as its directory and the known marks say; [] where there is none."""
+    try:
+        names = os.listdir(f"{tree.root}/{hour.channel}/{hour.quality}/{hour_text(hour.number)}")
+    except OSError:
+        names = []
+    kinds = [(name, *classify(name)) for name in names]
+    hidden = marked | {stem for _, kind, stem in kinds if kind is Kind.TOMBSTONE}
+    visible = [name for name, kind, stem in kinds if kind in (Kind.TS, Kind.JSON) and stem not in hidden]
+    return sorted(visible + ([tombstone_name(stem) for stem in hidden] if tombstones else []))

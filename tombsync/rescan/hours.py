@@ -1,0 +1,203 @@
+"""One hour: what its directory and its rows say differently, and what follows from that."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tombsync import plan
+from tombsync.audit import Audit, Event
+from tombsync.errors import TreeRefused
+from tombsync.index import HourGone, HourListed, HourRow, MarkersForgotten, Reader, SegmentRows
+from tombsync.metrics import Metrics
+from tombsync.names import Hour, Kind, Marked, mistake_message, printable
+from tombsync.tree import Listing, Tree, open_below
+from tombsync.work import TRANSACTION_ROWS, Mailbox, Sighting, Source
+
+log = logging.getLogger(__name__)
+
+_MOST_MISTAKES_TOLD = 10_000
+
+
+@dataclass
+class PassState:
+    """What a listing has to know of the rescan that it is part of."""
+
+    number: int
+    first_of_process: int
+    settleable: int = 0  # a listing of this pass or an earlier one of this process may settle now
+    left_unsettled: bool = False
+
+
+class HourVisitor:
+    """Compares single hours. Belongs to the rescan's thread; raises RootMissing, RootNotBelieved."""
+
+    def __init__(
+        self,
+        *,
+        tree: Tree,
+        identity: str,
+        reader: Reader,
+        mailbox: Mailbox,
+        audit: Audit,
+        metrics: Metrics,
+        visit_again: Callable[[Hour, float], None],
+        on_found: Callable[[], None],
+    ) -> None:
+        """`visit_again`: asked to bring an hour back at a monotonic time; `on_found`: a tombstone was seen first here."""
+        self._tree = tree
+        self._identity = identity
+        self._reader = reader
+        self._mailbox = mailbox
+        self._audit = audit
+        self._metrics = metrics
+        self._visit_again = visit_again
+        self._on_found = on_found
+        self._listing = Listing()
+        self._missing: dict[Hour, dict[str, float]] = {}  # recorded tombstones that are gone, since when (monotonic)
+        self._gone: dict[Hour, float] = {}  # hours with tombstones that are gone, since when
+        self._mistakes: set[tuple[Hour, str]] = set()
+        self._unreadable: set[Hour] = set()
+
+    def visit(self, hour: Hour, row: HourRow | None, state: PassState) -> None:
+        """Compare one hour; `row` is what the index said of it a moment ago."""
+        with self._tree.open_believed(self._identity) as root_fd:
+            try:
+                fd = open_below(root_fd, hour.channel, hour.quality, hour.text)
+            except (FileNotFoundError, NotADirectoryError):
+                fd = None
+            except OSError as exc:
+                self._cannot_read(hour, exc)
+                return
+            if fd is not None:
+                try:
+                    self._compare(root_fd, fd, hour, row, state)
+                except OSError as exc:
+                    self._cannot_read(hour, exc)
+                finally:
+                    os.close(fd)
+                return
+        self.visit_gone(hour)
+
+    def _cannot_read(self, hour: Hour, exc: OSError) -> None:
+        if hour not in self._unreadable:
+            self._unreadable.add(hour)
+            log.warning("%s cannot be listed: %s", printable(hour.path), exc.strerror)
+
+    def _compare(self, root_fd: int, fd: int, hour: Hour, row: HourRow | None, state: PassState) -> None:
+        mtime_ns = os.fstat(fd).st_mtime_ns
+        if row is not None and row.digest and self._listing.read(fd, keep=False) == row.digest:
+            self._still_known(hour, row, mtime_ns, state)
+            return
+        row = self._reader.hour_row(hour)  # the rows before the listing: see plan.diff_hour
+        segments = self._reader.segments(hour) if row else set()
+        markers = self._reader.markers(hour)
+        mtime_ns = os.fstat(fd).st_mtime_ns
+        digest = self._listing.read(fd)
+        diff = plan.diff_hour(
+            self._listing.names(), segments=segments, markers=set(markers), markers_in_tree={s for s, there in markers.items() if there}
+        )
+        if diff.markers_found:
+            seen_ns = time.monotonic_ns()
+            self._mailbox.put_sightings(
+                [Sighting(Marked(hour, stem), Source.RESCAN, seen_ns) for stem in diff.markers_found]
+            )
+            self._on_found()
+        self._put_segments(hour, add=diff.add, drop=diff.drop)
+        for name in diff.mistakes:
+            self._tell_mistake(hour, name)
+        waiting = self._put_back(root_fd, hour, diff.markers_missing)
+        state.left_unsettled = True
+        if not waiting:  # else the hour has to be visited again, whatever its mtime says
+            edits = (row.edits if row else 0) + len(diff.markers_found)  # each of them is an edit, whoever tells it first
+            self._mailbox.put_bulk(HourListed(hour, mtime_ns, digest, state.number, settled=False, edits=edits))
+
+    def _still_known(self, hour: Hour, row: HourRow, mtime_ns: int, state: PassState) -> None:
+        """The entries are those that the rows were made of."""
+        assert row.digest is not None
+        if row.settled and row.mtime_ns == mtime_ns:
+            return
+        settled = row.mtime_ns == mtime_ns and state.first_of_process <= row.pass_number <= state.settleable
+        if not settled:
+            state.left_unsettled = True
+        self._mailbox.put_bulk(HourListed(hour, mtime_ns, row.digest, state.number, settled=settled, edits=row.edits))
+
+    def _put_segments(self, hour: Hour, *, add: Sequence[tuple[str, Kind]] = (), drop: Sequence[tuple[str, Kind]] = ()) -> None:
+        for start in range(0, len(add), TRANSACTION_ROWS):
+            self._mailbox.put_bulk(SegmentRows(hour, add=add[start : start + TRANSACTION_ROWS]))
+        for start in range(0, len(drop), TRANSACTION_ROWS):
+            self._mailbox.put_bulk(SegmentRows(hour, drop=drop[start : start + TRANSACTION_ROWS]))
+
+    def _tell_mistake(self, hour: Hour, name: str) -> None:
+        if (hour, name) not in self._mistakes and len(self._mistakes) < _MOST_MISTAKES_TOLD:
+            self._mistakes.add((hour, name))
+            self._audit.record(Event.MISTAKEN_NAME, mistake_message(hour, name), hour=hour, source=Source.RESCAN.value)
+
+    def _put_back(self, root_fd: int, hour: Hour, stems: Sequence[str]) -> bool:
+        """Put vanished tombstones back once they have been gone for long enough; True while some still wait."""
+        now = time.monotonic()
+        before = self._missing.pop(hour, {})
+        since = {stem: before.get(stem, now) for stem in stems}
+        for stem in stems:
+            need = plan.reconcile(
+                recorded=True,
+                in_tree=True,
+                present=False,
+                hour_present=True,
+                missing_for_s=now - since[stem],
+                open_deliveries=False,
+            )
+            if need is plan.Need.PUT_BACK and self._restore(root_fd, Marked(hour, stem)):
+                del since[stem]
+        if since:
+            self._missing[hour] = since
+            self._visit_again(hour, plan.look_again_at(min(since.values()), now))
+        return bool(since)
+
+    def _restore(self, root_fd: int, marked: Marked) -> bool:
+        try:
+            self._tree.place(root_fd, marked)
+        except TreeRefused as exc:
+            self._audit.record(Event.TREE_REFUSED, f"a vanished tombstone cannot be put back: {exc}", marked=marked)
+            return False
+        self._metrics.restored.inc()
+        self._audit.record(
+            Event.RESTORED,
+            f"put back: {printable(marked.path)} (rm does not take a mark back)",
+            marked=marked,
+            source=Source.RESCAN.value,
+        )
+        return True
+
+    def visit_gone(self, hour: Hour) -> None:
+        """An hour directory is not there, in a tree that was believed before: believe it only if it still is."""
+        with self._tree.open_believed(self._identity):
+            pass
+        if self._reader.hour_row(hour) is None:
+            self._gone.pop(hour, None)
+            return
+        self._put_segments(hour, drop=sorted(self._reader.segments(hour)))
+        markers = [stem for stem, in_tree in self._reader.markers(hour).items() if in_tree]
+        now = time.monotonic()
+        since = self._gone.setdefault(hour, now)
+        if markers:
+            need = plan.reconcile(
+                recorded=True, in_tree=True, present=False, hour_present=False, missing_for_s=now - since, open_deliveries=False
+            )
+            if need is not plan.Need.FORGET:
+                self._visit_again(hour, plan.look_again_at(since, now))
+                return
+            for start in range(0, len(markers), TRANSACTION_ROWS):
+                part = markers[start : start + TRANSACTION_ROWS]
+                self._mailbox.put_bulk(MarkersForgotten(hour, part, lambda stems: self._tell_gone(hour, stems)))
+        self._mailbox.put_bulk(HourGone(hour))
+        del self._gone[hour]
+
+    def _tell_gone(self, hour: Hour, stems: Sequence[str]) -> None:
+        if stems:
+            self._audit.record(
+                Event.HOUR_GONE, f"{printable(hour.path)} is gone: {len(stems)} tombstones are forgotten", hour=hour, count=len(stems)
+            )

@@ -1,0 +1,394 @@
+"""Which hours are looked at, and when.
+
+- An *interval* rescan stats every hour directory and lists those whose mtime changed, or that are not settled.
+- A *full* rescan lists every hour; where the digest of its entries is the known one, that is all.
+- A *settle* rescan comes a little after each of them and lists what it left unsettled.
+- Single hours are visited when the watcher saw something go there.
+
+A listing counts as settled once two listings at least SETTLE_S apart on the monotonic clock saw the same mtime: a
+directory's mtime has the granularity of the kernel's tick, so a change right after a listing can leave it as it was.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from tombsync import plan
+from tombsync.audit import Audit, Event
+from tombsync.errors import RootMissing, RootNotBelieved
+from tombsync.index import Facts, HourRow, PlaceMount, Reader
+from tombsync.metrics import Metrics
+from tombsync.names import Hour, hour_number, printable
+from tombsync.rescan.hours import HourVisitor, PassState
+from tombsync.tree import Tree, is_own_mount, open_below
+from tombsync.work import WAIT_S, Flush, Mailbox
+
+log = logging.getLogger(__name__)
+
+SETTLE_S = 2.0
+_SLICE_S = 0.02  # one turn; between turns the worker beats and can stop
+_CHUNK_HOURS = 256  # hours compared with one query of the index
+_DISTURBED_AFTER_S = 1.0  # `rm -r` of an hour raises an event a file: look once, when most of it is done
+_PROGRESS_INTERVAL_S = 1.0
+_NEVER = float("inf")
+
+PlaceName = tuple[str, str]
+
+
+class RescanKind(StrEnum):
+    """Which hours a rescan lists."""
+
+    INTERVAL = "interval"
+    FULL = "full"
+    SETTLE = "settle"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the running rescan is, in hours."""
+
+    kind: RescanKind
+    done: int
+    total: int
+    started_ns: int
+
+
+class Rescan:
+    """A worker. All fields belong to its thread, except `_due` and `_requested`, which `_lock` guards, and the three
+    public ones, which it writes and everybody reads.
+    """
+
+    name = "rescan"
+
+    def __init__(
+        self,
+        *,
+        tree: Tree,
+        identity: str,
+        index_path: str,
+        mailbox: Mailbox,
+        audit: Audit,
+        metrics: Metrics,
+        interval_s: float,
+        full_interval_s: float,
+        first_pass: int,
+        believed: Callable[[], bool],
+        may_begin: Callable[[], bool],
+        on_missed: Callable[[], None],
+        accept_lost: Callable[[], bool],
+    ) -> None:
+        """`first_pass`: a number that no pass had before; `may_begin`: the watcher is in place; `on_missed`: it was not;
+        `accept_lost`: asked once a rescan, whether what looks unmounted is meant to be gone.
+        """
+        self._tree = tree
+        self._identity = identity
+        self._index_path = index_path
+        self._mailbox = mailbox
+        self._audit = audit
+        self._metrics = metrics
+        self._interval_s = interval_s
+        self._full_interval_s = full_interval_s
+        self._believed = believed
+        self._may_begin = may_begin
+        self._on_missed = on_missed
+        self._accept_lost = accept_lost
+        self._state = PassState(number=first_pass - 1, first_of_process=first_pass)
+        self._ended: deque[tuple[int, float]] = deque()  # (pass, when it ended), not yet settleable
+        self._pass: Iterator[None] | None = None
+        self._interval_at = self._full_at = 0.0  # monotonic
+        self._settle_at = _NEVER
+        self._told_at = 0.0
+        self._lost_places: set[PlaceName] = set()
+        self._woken = threading.Event()
+        self._lock = threading.Lock()
+        self._due: dict[Hour, float] = {}
+        self._requested: set[RescanKind] = set()
+        self._reader: Reader  # both are made by the worker's own thread, at its first turn
+        self._visitor: HourVisitor | None = None
+        self.first_done = threading.Event()
+        self.progress: Progress | None = None
+        self.completed: dict[str, float] = {}  # kind -> Unix time
+
+    # -- asked from other threads -------------------------------------------------------------------------------------
+
+    def request(self, kind: RescanKind) -> None:
+        """Rescan soon."""
+        with self._lock:
+            self._requested.add(kind)
+        self._woken.set()
+
+    def request_hour(self, hour: Hour) -> None:
+        """Visit one hour soon: something went there."""
+        self._visit_at(hour, time.monotonic() + _DISTURBED_AFTER_S)
+        self._woken.set()
+
+    def _visit_at(self, hour: Hour, at: float) -> None:
+        with self._lock:
+            self._due[hour] = min(at, self._due.get(hour, _NEVER))
+
+    def wake(self) -> None:
+        """End the wait of a turn."""
+        self._woken.set()
+
+    # -- one turn -----------------------------------------------------------------------------------------------------
+
+    def loop(self, now: float) -> None:
+        """Go on with the running rescan for a slice, or begin what is due, or wait for it."""
+        if not self._believed() or not self._may_begin():
+            self._wait(WAIT_S)
+            return
+        visitor = self._require_visitor()
+        try:
+            if self._visit_due(visitor, now):
+                return
+            if self._pass is None:
+                kind = self._next_kind(now)
+                if kind is None:
+                    self._wait(min(WAIT_S, max(0.0, self._next_at() - now)))
+                    return
+                self._pass = self._run(visitor, kind, now)
+            while time.monotonic() - now < _SLICE_S:
+                if next(self._pass, self) is self:
+                    self._pass = None
+                    return
+        except (RootMissing, RootNotBelieved) as exc:
+            log.warning("the rescan stops: %s", exc)
+            self._pass = None
+            self._wait(WAIT_S)  # the guard finds out for itself
+
+    def _require_visitor(self) -> HourVisitor:
+        if self._visitor is None:
+            self._reader = Reader(self._index_path)
+            self._visitor = HourVisitor(
+                tree=self._tree,
+                identity=self._identity,
+                reader=self._reader,
+                mailbox=self._mailbox,
+                audit=self._audit,
+                metrics=self._metrics,
+                visit_again=self._visit_at,
+                on_found=self._found,
+            )
+        return self._visitor
+
+    def _found(self) -> None:
+        if self.first_done.is_set():
+            self._on_missed()
+
+    def _wait(self, timeout_s: float) -> None:
+        self._woken.wait(timeout_s)
+        self._woken.clear()
+
+    def _next_kind(self, now: float) -> RescanKind | None:
+        with self._lock:
+            requested, self._requested = self._requested, set()
+        if RescanKind.INTERVAL in requested:
+            self._interval_at = now
+        if RescanKind.FULL in requested:
+            self._full_at = now
+        if self._interval_at <= now:
+            return RescanKind.INTERVAL
+        if self._full_at <= now:
+            return RescanKind.FULL
+        return RescanKind.SETTLE if self._settle_at <= now else None
+
+    def _next_at(self) -> float:
+        with self._lock:
+            due = min(self._due.values(), default=_NEVER)
+        return min(self._interval_at, self._full_at, self._settle_at, due)
+
+    def _visit_due(self, visitor: HourVisitor, now: float) -> bool:
+        """Visit the hours that were asked for and whose time has come."""
+        with self._lock:
+            due = [hour for hour, at in self._due.items() if at <= now][:_CHUNK_HOURS]
+            for hour in due:
+                del self._due[hour]
+        if not due:
+            return False
+        if self._pass is None:  # a number of its own, so that these listings settle only with a later one
+            self._begin_pass(now)
+        for hour in due:
+            visitor.visit(hour, self._reader.hour_row(hour), self._state)
+        if self._pass is None:
+            self._end_pass()
+        return True
+
+    # -- one rescan ---------------------------------------------------------------------------------------------------
+
+    def _run(self, visitor: HourVisitor, kind: RescanKind, begun: float) -> Iterator[None]:
+        self._begin_pass(begun)
+        started_ns = time.time_ns()
+        self._told_at = 0.0
+        if kind is RescanKind.SETTLE:
+            self._settle_at = _NEVER
+            yield from self._settle(visitor, started_ns)
+        else:
+            yield from self._compare_all(visitor, kind, started_ns)
+        flush = Flush()  # ended means: what was found is in the index
+        self._mailbox.put_bulk(flush)
+        while not flush.done.wait(_SLICE_S):
+            yield
+        now = time.monotonic()
+        if kind is not RescanKind.SETTLE:
+            self._end_pass()
+            self._interval_at = now + self._interval_s
+        if kind is RescanKind.FULL:
+            self._full_at = now + self._full_interval_s
+        self._tell_end(kind, now - begun)
+
+    def _begin_pass(self, now: float) -> None:
+        state = self._state
+        state.number += 1
+        state.left_unsettled = False
+        while self._ended and self._ended[0][1] <= now - SETTLE_S:
+            state.settleable = self._ended.popleft()[0]
+        self._mailbox.put_bulk(Facts({"pass": state.number}))  # before the first row that carries it
+
+    def _end_pass(self) -> None:
+        """What this pass left unsettled is listed once more, SETTLE_S from now."""
+        now = time.monotonic()
+        self._ended.append((self._state.number, now))
+        if self._state.left_unsettled:
+            self._settle_at = now + SETTLE_S
+
+    def _tell_end(self, kind: RescanKind, took_s: float) -> None:
+        finished = time.time()
+        self.progress = None
+        self.completed[kind.value] = finished
+        self._metrics.rescan_seconds.labels(kind.value).observe(took_s)
+        ended = {f"rescan_{kind.value}_ns": int(finished * 1e9), f"rescan_{kind.value}_s": took_s}
+        self._mailbox.put_urgent(Facts({"rescan_kind": None, **ended}))
+        if kind is not RescanKind.SETTLE:
+            text = f"{kind.value} rescan completed in {took_s:.1f} s"
+            self._audit.record(Event.RESCAN_COMPLETED, text, elapsed_ms=took_s * 1e3, kind=kind.value)
+            self.first_done.set()
+
+    def _tell_progress(self, progress: Progress) -> None:
+        """Say how far it is; to the commands, through the index, not more often than once a second."""
+        self.progress = progress
+        now = time.monotonic()
+        if now - self._told_at < _PROGRESS_INTERVAL_S:
+            return
+        self._told_at = now
+        self._mailbox.put_urgent(
+            Facts(
+                {
+                    "rescan_kind": progress.kind.value,
+                    "rescan_done": progress.done,
+                    "rescan_total": progress.total,
+                    "rescan_started_ns": progress.started_ns,
+                }
+            )
+        )
+
+    def _settle(self, visitor: HourVisitor, started_ns: int) -> Iterator[None]:
+        below: int | None = None
+        done = 0
+        while hours := self._reader.unsettled(below=below, limit=_CHUNK_HOURS):
+            for key, hour, row in hours:
+                below = key
+                visitor.visit(hour, row, self._state)
+                yield
+            done += len(hours)
+            self._tell_progress(Progress(RescanKind.SETTLE, done, done, started_ns))
+
+    def _compare_all(self, visitor: HourVisitor, kind: RescanKind, started_ns: int) -> Iterator[None]:
+        known = self._reader.places()
+        with self._tree.open_believed(self._identity) as root_fd:
+            places = known.keys() | set(self._tree.places(root_fd))
+        present: dict[PlaceName, array[int]] = {}
+        for place in sorted(places):
+            present[place] = self._hours_of(place, known)
+            yield
+        accept_lost = self._accept_lost()
+        done, total = 0, sum(len(numbers) for numbers in present.values())
+        for place, numbers in present.items():
+            key, was_own_mount = known.get(place, (None, False))
+            if not numbers and not accept_lost and self._lost(place, was_own_mount):
+                continue
+            below: int | None = None
+            for start in range(0, max(1, len(numbers)), _CHUNK_HOURS):
+                chunk = numbers[start : start + _CHUNK_HOURS]
+                least = chunk[-1] if start + _CHUNK_HOURS < len(numbers) else 0
+                rows = {} if key is None else {r.number: r for r in self._reader.hour_rows(key, below=below, least=least)}
+                yield from self._compare_hours(visitor, kind, place, chunk, rows)
+                below = least
+                done += len(chunk)
+                self._tell_progress(Progress(kind, done, total, started_ns))
+
+    def _hours_of(self, place: PlaceName, known: dict[PlaceName, tuple[int, bool]]) -> array[int]:
+        """The hours of a place that are there, newest first."""
+        with self._tree.open_believed(self._identity) as root_fd:
+            names = self._tree.hours(root_fd, *place)
+            own_mount = is_own_mount(root_fd, *place)
+        if names and own_mount is not None and own_mount != known.get(place, (None, False))[1]:
+            self._mailbox.put_bulk(PlaceMount(Hour(*place, 0), own_mount))
+        return array("q", sorted((hour_number(name) for name in names), reverse=True))
+
+    def _compare_hours(
+        self,
+        visitor: HourVisitor,
+        kind: RescanKind,
+        place: PlaceName,
+        numbers: Sequence[int],
+        rows: dict[int, HourRow],
+    ) -> Iterator[None]:
+        """Compare some hours of a place with the rows of the same range."""
+        to_visit = numbers if kind is RescanKind.FULL else self._changed(place, numbers, rows)
+        yield
+        for number in to_visit:
+            visitor.visit(Hour(*place, number), rows.get(number), self._state)
+            yield
+        for number in rows.keys() - set(numbers):
+            visitor.visit_gone(Hour(*place, number))
+            yield
+
+    def _changed(self, place: PlaceName, numbers: Sequence[int], rows: dict[int, HourRow]) -> list[int]:
+        """Of these hours, those whose directory is not as it was when it settled."""
+        changed = []
+        with self._tree.open_believed(self._identity) as root_fd:
+            try:
+                place_fd = open_below(root_fd, *place)
+            except OSError:
+                return []
+            try:
+                for number in numbers:
+                    row = rows.get(number)
+                    if row is None or not row.settled or _mtime_ns(place_fd, Hour(*place, number).text) != row.mtime_ns:
+                        changed.append(number)
+            finally:
+                os.close(place_fd)
+        return changed
+
+    def _lost(self, place: PlaceName, was_own_mount: bool) -> bool:
+        """Whether a place without any hour looks unmounted: then its rows stay as they are."""
+        with self._tree.open_believed(self._identity) as root_fd:
+            own_mount = is_own_mount(root_fd, *place)
+        lost = plan.looks_unmounted(
+            was_own_mount=was_own_mount, is_own_mount=bool(own_mount), present=own_mount is not None
+        )
+        if lost and place not in self._lost_places:
+            self._lost_places.add(place)
+            text = (
+                f"{printable('/'.join(place))} looks unmounted: its tombstones and listings stay as they were"
+                " (`tombsync adopt-root` says that it is meant to be gone)"
+            )
+            self._audit.record(Event.PLACE_LOST, text)
+        elif not lost:
+            self._lost_places.discard(place)
+        return lost
+
+
+def _mtime_ns(place_fd: int, name: str) -> int | None:
+    try:
+        return os.stat(name, dir_fd=place_fd, follow_symlinks=False).st_mtime_ns
+    except OSError:
+        return None
