@@ -356,7 +356,7 @@ def _conflicts(settings: Settings, faulty: set[_Loc]) -> Iterator[tuple[str, lis
         other = targets.setdefault((host, peer.port, peer.user, peer.path), number)
         if other != number:
             yield f"peer {other + 1} has the same host, port, user and path already", locs
-        locs += [("root",), ("node",)]
+        locs.append(("root",))
         own = peer.port == SSH_PORT and peer.path == settings.root and _is_local(host, node)
         if own and name != node and faulty.isdisjoint(locs):
             yield "this node's own tree, which is no peer of its own", locs

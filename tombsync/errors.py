@@ -72,7 +72,7 @@ class NotMarkable(TombsyncError):
 
 @dataclass(eq=False)
 class NotMarked(TombsyncError):
-    """A stem was asked for that no tombstone is known of."""
+    """A stem without a known tombstone."""
 
     stem: str
     hint: str = "`tombsync tombstones` lists what is marked"

@@ -24,6 +24,7 @@ from typing import NamedTuple
 from tombsync.errors import BadName, OutsideRoot
 
 TOMBSTONE_SUFFIX = ".tombstone"
+SEGMENT_SUFFIXES = (".ts", ".json")
 MAX_NAME_BYTES = 255  # NAME_MAX of Linux
 OWN_DIRECTORY = ".tombsync"  # ROOT/.tombsync: begins with a dot, so the archive's listings skip it
 CHAT_BATCH_S = 60.0

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 
-from tombsync.names import Kind, classify
+from tombsync.names import SEGMENT_SUFFIXES, TOMBSTONE_SUFFIX, Kind, classify
 
 PUT_BACK_AFTER_S = 60.0  # `rm -r` of an hour, or retention, has time to finish before a tombstone is put back
 BACKOFF_FIRST_S = 1.0
@@ -81,37 +81,41 @@ def look_again_at(missing_since: float, now: float) -> float:
 
 @dataclass(frozen=True)
 class HourDiff:
-    """How the index's rows of an hour differ from a listing of its directory. Segments are (stem, kind) pairs."""
+    """How the index's rows of an hour differ from a listing of its directory.
 
-    add: list[tuple[str, Kind]]
-    drop: list[tuple[str, Kind]]
+    Segments and mistakes are file names, markers are stems.
+    """
+
+    add: list[str]
+    drop: list[str]
     markers_found: list[str]
     markers_missing: list[str]
     mistakes: list[str]
 
 
 def diff_hour(
-    names: Iterable[str], *, segments: set[tuple[str, Kind]], markers: set[str], markers_in_tree: set[str]
+    names: Iterable[str], *, segments: set[str], markers: set[str], markers_in_tree: set[str]
 ) -> HourDiff:
     """Compare a listing with the rows that were read *before* it was made.
 
     In that order a file that comes or goes in between is at worst added or dropped twice, which is harmless; the hour's
-    changed mtime makes the next visit look again. `add` is sorted, as SQLite inserts sorted keys faster.
+    changed mtime makes the next visit look again. `add` is sorted, as SQLite inserts sorted keys faster. Whole names are
+    compared, not parsed ones: this runs over every file of the tree.
     """
-    found_segments: set[tuple[str, Kind]] = set()
+    listed = [name for name in names if name[0] != "."]
+    found = {name for name in listed if name.endswith(SEGMENT_SUFFIXES)}
     found_markers: set[str] = set()
     mistakes: list[str] = []
-    for name in names:
-        kind, stem = classify(name)
-        if kind is Kind.TS or kind is Kind.JSON:
-            found_segments.add((stem, kind))
-        elif kind is Kind.TOMBSTONE:
-            found_markers.add(stem)
-        elif kind is Kind.MISTAKE:
-            mistakes.append(name)
+    for name in listed:
+        if name.endswith(TOMBSTONE_SUFFIX):
+            kind, stem = classify(name)
+            if kind is Kind.TOMBSTONE:
+                found_markers.add(stem)
+            else:
+                mistakes.append(name)
     return HourDiff(
-        add=sorted(found_segments - segments),
-        drop=sorted(segments - found_segments),
+        add=sorted(found - segments),
+        drop=sorted(segments - found),
         markers_found=sorted(found_markers - markers),
         markers_missing=sorted(markers_in_tree - found_markers),
         mistakes=sorted(mistakes),

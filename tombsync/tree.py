@@ -13,11 +13,11 @@ import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from hashlib import blake2b
 
 from tombsync.errors import RootMissing, RootNotBelieved, TreeRefused
-from tombsync.names import OWN_DIRECTORY, Hour, Marked, is_hour, tombstone_name
+from tombsync.names import OWN_DIRECTORY, Marked, is_hour, tombstone_name
+from tombsync.work import Sight
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MARKER_PREFIX = "root-"
@@ -32,16 +32,6 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _getdents = getattr(_libc, "getdents64", None) or _libc.getdents
 _getdents.restype = ctypes.c_ssize_t
 _getdents.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
-
-
-@dataclass(frozen=True, slots=True)
-class Sight:
-    """What lstat says of a tombstone. `owner_uid` and times are None where it is gone already."""
-
-    regular: bool
-    owner_uid: int | None
-    ctime_ns: int | None
-    size_bytes: int = 0
 
 
 class Listing:
@@ -121,7 +111,11 @@ class Tree:
     def require(self, root_fd: int, identity: str) -> None:
         """Raise RootNotBelieved where the open root has not this identity."""
         try:
-            os.stat(f"{OWN_DIRECTORY}/{_MARKER_PREFIX}{identity}", dir_fd=root_fd, follow_symlinks=False)
+            own = open_below(root_fd, OWN_DIRECTORY)
+            try:
+                os.stat(_MARKER_PREFIX + identity, dir_fd=own, follow_symlinks=False)
+            finally:
+                os.close(own)
         except OSError as exc:
             raise RootNotBelieved(self.root, identity, next(iter(identities(root_fd)), "")) from exc
 
@@ -227,13 +221,21 @@ def create_empty(directory_fd: int, name: str, note: bytes = b"") -> bool:
     except FileExistsError:
         return False
     try:
-        left = memoryview(note[:_MAX_NOTE_BYTES])
-        while left:  # a raw write may be partial
-            left = left[os.write(fd, left) :]
+        _write_note(fd, note[:_MAX_NOTE_BYTES])
         os.fsync(fd)
     finally:
         os.close(fd)
     return True
+
+
+def _write_note(fd: int, note: bytes) -> None:
+    """Whole or not at all: a disk without room for it is no reason to call a tombstone failed that stands and hides."""
+    left = memoryview(note)
+    try:
+        while left:  # a raw write may be partial
+            left = left[os.write(fd, left) :]
+    except OSError:
+        os.ftruncate(fd, 0)
 
 
 def open_below(root_fd: int, *parts: str) -> int:

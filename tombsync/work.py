@@ -39,6 +39,16 @@ class Sighting:
     read_ns: int
 
 
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What lstat says of a tombstone. `owner_uid` and times are None where it is gone already."""
+
+    regular: bool
+    owner_uid: int | None
+    ctime_ns: int | None
+    size_bytes: int = 0
+
+
 class Batch(Protocol):
     """Rows for the index: built by any worker, applied by the writer only."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -64,9 +65,10 @@ class AgentProcess:
         settings: str = "",
         arguments: Sequence[str] = (),
         prefix: Sequence[str] = (),
+        program: Sequence[str] = (sys.executable, "-m", "tombsync"),
     ) -> None:
         """`peers`: tables as `peer_table` makes them; `settings`: more TOML, above the tables; `prefix`: a command to run
-        the agent under (unshare, strace, faketime)."""
+        the agent under (unshare, strace, faketime); `program`: what stands for `tombsync`."""
         self.base = base
         self.node = node
         self.root = root or base / "segments"
@@ -78,6 +80,7 @@ class AgentProcess:
         self.socket.parent.mkdir(exist_ok=True)
         self.arguments = list(arguments)
         self.prefix = list(prefix)
+        self.program = list(program)
         self.process: subprocess.Popen[bytes] | None = None
         self.write_settings(peers, settings)
 
@@ -94,13 +97,13 @@ class AgentProcess:
         """Where its HTTP side listens."""
         return self.base / "run" / "http.sock"
 
-    def start(self, *, ready: bool = True) -> AgentProcess:
+    def start(self, *, ready: bool = True, within_s: float = 20.0) -> AgentProcess:
         """Start it, and wait until the first rescan is done."""
-        command = [*self.prefix, sys.executable, "-m", "tombsync", "run", "--config", str(self.config), *self.arguments]
+        command = [*self.prefix, *self.program, "run", "--config", str(self.config), *self.arguments]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, stderr=log, stdout=log, stdin=subprocess.DEVNULL)
         if ready:
-            wait_for(self.is_ready, "the agent to be ready")
+            wait_for(self.is_ready, "the agent to be ready", within_s)
         return self
 
     def is_ready(self) -> bool:
@@ -112,9 +115,19 @@ class AgentProcess:
 
     def stop(self, timeout_s: float = 20.0) -> int:
         """SIGTERM, and its exit code."""
+        self.signal(signal.SIGTERM)
+        return self.wait(timeout_s)
+
+    def wait(self, timeout_s: float = 20.0) -> int:
+        """Wait until it ends by itself: its exit code."""
         assert self.process is not None
-        self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout_s)
+
+    @property
+    def pid(self) -> int:
+        """The running process."""
+        assert self.process is not None
+        return self.process.pid
 
     def kill(self) -> None:
         """SIGKILL."""
@@ -172,6 +185,26 @@ class AgentProcess:
                     found.append(record)
         return found
 
+    def descriptors(self) -> list[str]:
+        """What its open descriptors are, as /proc tells."""
+        found = []
+        for name in os.listdir(f"/proc/{self.pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                found.append(os.readlink(f"/proc/{self.pid}/fd/{name}"))
+        return found
+
+    def watched(self) -> set[tuple[int, int]]:
+        """The directories that the kernel watches for it, as pairs of watch descriptor and inode."""
+        found = set()
+        for name in os.listdir(f"/proc/{self.pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):
+                if os.readlink(f"/proc/{self.pid}/fd/{name}") == "anon_inode:inotify":
+                    for line in Path(f"/proc/{self.pid}/fdinfo/{name}").read_text().splitlines():
+                        if line.startswith("inotify "):
+                            fields = dict(field.partition(":")[::2] for field in line.split()[1:])
+                            found.add((int(fields["wd"], 16), int(fields["ino"], 16)))
+        return found
+
     def reader(self) -> Reader:
         """A reader of its index; close it."""
         return Reader(index_path(str(self.state_dir)))
@@ -187,6 +220,14 @@ class AgentProcess:
     def hidden(self, path: str) -> bool:
         """Whether its index hides a stem."""
         return self.marker(path) is not None
+
+    def hides(self, marked: Marked) -> bool:
+        """Whether its index hides a stem of whatever name."""
+        reader = self.reader()
+        try:
+            return reader.marker(marked) is not None
+        finally:
+            reader.close()
 
     def listing(self, hour: Hour, *, tombstones: bool = False) -> list[str]:
         """What its index lists of an hour."""

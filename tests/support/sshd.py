@@ -257,7 +257,7 @@ class Sshd:
         try:
             self.stop()
         finally:
-            shutil.rmtree(self.directory, onerror=_make_removable)
+            _remove_tree(self.directory)
 
 
 class _Process(NamedTuple):
@@ -324,9 +324,11 @@ def _wait_for(condition: Callable[[], bool], what: str) -> None:
         time.sleep(POLL_S)
 
 
-def _make_removable(remove: Callable[[str], object], path: str, _error: object) -> None:
-    """A test may have taken rights away below `root`; the owner gives them back and tries once more."""
-    with contextlib.suppress(OSError):
-        os.chmod(os.path.dirname(path), 0o700)
-        os.chmod(path, 0o700, follow_symlinks=True)
-        remove(path)
+def _remove_tree(directory: Path) -> None:
+    """Remove a tree, also where a test has taken its owner's rights away below."""
+    for path, directories, _ in os.walk(directory):  # goes down into each only after it was yielded
+        for name in directories:
+            below = os.path.join(path, name)
+            if not os.path.islink(below):
+                os.chmod(below, 0o700)
+    shutil.rmtree(directory)

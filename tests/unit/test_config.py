@@ -599,7 +599,7 @@ def test_a_faulty_value_causes_no_second_problem(file: Path) -> None:
     peers = '[[peer]]\nname = "b1"\nhost = "b"\n[[peer]]\nname = "b2"\nhost = "b"\npath = "x"'
     assert refusal(file, peers).key == "peer 2 (b2): path"
     assert refusal(file, '[[peer]]\nname = "b"\nhost = "localhost"\nport = 0').key == "peer 1 (b): port"
-    assert refusal(file, 'node = ""\n[[peer]]\nhost = "This-Host"').key == "node"
+    assert refusal(file, 'node = ""\n[[peer]]\nhost = "This-Host"\npath = "/other"').key == "node"
 
 
 def test_a_long_value_is_cut_and_a_large_number_described(file: Path) -> None:

@@ -18,6 +18,7 @@ import paramiko
 import pytest
 
 from tests.support.sshd import Sshd
+from tests.support.waiting import wait_for
 from tombsync.cli.demo.sftp_packets import BadPacket, Splitter
 from tombsync.cli.demo.sftpd import EmbeddedSftpServer, Jail
 
@@ -485,10 +486,7 @@ def test_a_lost_client_leaves_no_open_files(embedded: Served) -> None:
         wire.greet()
         wire.open(path, CREATE | EXCLUSIVE)
         assert open_here()
-    deadline = time.monotonic() + TIMEOUT_S
-    while open_here():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for(lambda: not open_here(), "the file to be closed")
 
 
 def test_close_ends_everything_within_a_bound(tmp_path: Path, host_key: paramiko.PKey, key: paramiko.PKey) -> None:

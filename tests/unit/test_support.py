@@ -9,7 +9,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import paramiko
@@ -17,19 +17,13 @@ import pytest
 
 from tests.support.relay import MAX_HELD_BYTES, Misbehaviour, Relay, SilentServer, free_port
 from tests.support.sshd import Sshd
+from tests.support.waiting import wait_for
 
 TIMEOUT_S = 10.0
 # A read that must not be answered waits this long; what would answer it takes a millisecond.
 SILENCE_S = 0.3
 # What paramiko raises for a connection that has ended, as it happens to notice.
 GONE = (OSError, EOFError, paramiko.SSHException)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.005)
 
 
 # -- sshd --------------------------------------------------------------------------------------------------------------

@@ -13,8 +13,6 @@ from tombsync import confine, errors
 from tombsync.cli.common import Place, json_option, open_reader, place_options, say, say_json
 from tombsync.cli.peer import walk
 from tombsync.config import PeerSettings, Settings
-from tombsync.daemon import require_supported, target_of
-from tombsync.peers import require_usable
 from tombsync.tree import Tree, directory_names, identities
 
 _INOTIFY = "/proc/sys/fs/inotify"
@@ -45,6 +43,8 @@ def check(place: Place, no_network: bool, as_json: bool) -> int:
     Example: before a start, without asking the peers
       tombsync check --no-network
     """
+    from tombsync.daemon import require_supported
+
     settings = place.settings()
     require_supported(settings)
     findings = [Finding("ok", "settings", f"{len(settings.peers)} peers, node {settings.node}")]
@@ -72,7 +72,9 @@ def check_tree(settings: Settings) -> Iterator[Finding]:
         yield Finding("failed", "tree", str(exc), exc.hint)
         return
     if silent := tree.silent_filesystem():
-        yield Finding("warning", "tree", f"{tree.root} is on {silent}: what other machines write there raises no events here")
+        yield Finding(
+            "warning", "tree", f"{tree.root} is on {silent}: what other machines write there raises no events here"
+        )
 
 
 def _identity(settings: Settings, tree: Tree, root_fd: int) -> Finding:
@@ -80,7 +82,9 @@ def _identity(settings: Settings, tree: Tree, root_fd: int) -> Finding:
         reader = open_reader(settings)
     except errors.IndexMissing:
         found = identities(root_fd)
-        return Finding("ok", "tree", f"{tree.root} ({f'identity {found[0]}' if found else 'to be taken up by the first start'})")
+        return Finding(
+            "ok", "tree", f"{tree.root} ({f'identity {found[0]}' if found else 'to be taken up by the first start'})"
+        )
     try:
         tree.require(root_fd, reader.fact("root") or "")
     except errors.RootNotBelieved as exc:
@@ -93,7 +97,10 @@ def _identity(settings: Settings, tree: Tree, root_fd: int) -> Finding:
 def _writable(tree: Tree, root_fd: int) -> Iterator[Finding]:
     if not identities(root_fd) and not os.access(tree.root, os.W_OK | os.X_OK):
         yield Finding(
-            "failed", "tree", f"{tree.root} may not be written, and its identity has to be made once", "give this account write access"
+            "failed",
+            "tree",
+            f"{tree.root} may not be written, and its identity has to be made once",
+            "give this account write access",
         )
     locked = []
     for channel in directory_names(root_fd):
@@ -118,7 +125,9 @@ def check_state(settings: Settings) -> Iterator[Finding]:
     while not os.path.exists(there):
         there = os.path.dirname(there)
     if not os.access(there, os.W_OK | os.X_OK):
-        yield Finding("failed", "state", f"{there} may not be written", "run as the agent's account, or correct its owner")
+        yield Finding(
+            "failed", "state", f"{there} may not be written", "run as the agent's account, or correct its owner"
+        )
         return
     free_bytes = os.statvfs(there).f_bavail * os.statvfs(there).f_frsize
     yield Finding("ok" if free_bytes > 1 << 30 else "warning", "state", f"{path}, {free_bytes / 2**30:.1f} GiB free")
@@ -140,9 +149,11 @@ def check_kernel(settings: Settings) -> Iterator[Finding]:
     watches, queue = _limit("max_user_watches"), _limit("max_queued_events")
     if watches and wanted > watches * 0.9:
         yield Finding(
-            "warning", "watches", f"{wanted} directories to watch, {watches} allowed: the oldest hours are left to the rescan",
+            "warning",
+            "watches",
+            f"{wanted} directories, {watches} may be watched: the oldest hours are left to the rescan",
             f"sysctl fs.inotify.max_user_watches={max(2 * wanted, 524_288)}",
-        )  # fmt: skip
+        )
     else:
         yield Finding("ok", "watches", f"{wanted} directories to watch, {watches} allowed")
     if queue and queue < _QUEUED_EVENTS:
@@ -177,6 +188,9 @@ def count_directories(tree: Tree) -> int:
 
 
 def _check_keys(settings: Settings) -> Iterator[Finding]:
+    from tombsync.daemon import target_of
+    from tombsync.peers import require_usable
+
     for peer in settings.peers:
         try:
             require_usable(target_of(peer))
@@ -195,8 +209,6 @@ def _check_peer(peer: PeerSettings) -> list[Finding]:
     if report.error is not None:
         # A peer that is down is no reason not to start: that is what deliveries are kept for.
         return [Finding("warning", what, str(report.error), report.error.hint)]
-    if not report.root_there:
-        return [Finding("warning", what, f"its segment tree {peer.path} is missing", "is it mounted there, is `path` right?")]
     findings = [Finding("ok", what, f"reached in {report.connect_ms:.0f} ms, its tree is there")]
     if not report.can_sync:
         findings.append(Finding("warning", what, "its server has no fsync@openssh.com: deliveries stay not-durable"))

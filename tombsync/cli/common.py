@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import click
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from tombsync import errors
 from tombsync.config import DEFAULT_PATH, Settings, load
 from tombsync.index import Reader, agent_pid, index_path
-from tombsync.names import printable
+from tombsync.names import Marked, locate, printable
+from tombsync.tree import Tree
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -34,19 +33,34 @@ class Place:
 
     def settings(self, **over: str | None) -> Settings:
         """Load the settings. Raises BadSettings."""
-        return load(_absolute(self.config), root=_absolute(self.root), state_dir=_absolute(self.state_dir), **over)
+        return load(self.config, root=self.root, state_dir=self.state_dir, **over)
 
 
-def _absolute(path: str | None) -> str | None:
-    return None if path is None else os.path.abspath(path)
+def _absolute(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """A path from the command line. An empty one (`--root "$UNSET"`) is refused: it would mean where one is."""
+    if value == "":
+        raise click.BadParameter("empty; is a variable of the shell not set?", ctx, param)
+    return None if value is None else os.path.normpath(value if value.startswith("/") else f"{here()}/{value}")
+
+
+def here() -> str:
+    """The directory one is in, resolved; `/` where it was removed meanwhile."""
+    try:
+        return os.path.realpath(os.getcwd())
+    except OSError:
+        return "/"
 
 
 def place_options(command: F) -> F:
     """`--config`, `--root` and `--state-dir`, handed over as `place`."""
 
-    @click.option("--config", metavar="FILE", help=f"Settings file.  [default: {DEFAULT_PATH} where it exists]")
-    @click.option("--root", metavar="DIR", help="The segment tree, over what the settings say.")
-    @click.option("--state-dir", metavar="DIR", help="Where the index lives, over what the settings say.")
+    @click.option(
+        "--config", callback=_absolute, metavar="FILE", help=f"Settings file.  [default: {DEFAULT_PATH}, if any]"
+    )
+    @click.option("--root", callback=_absolute, metavar="DIR", help="The segment tree, over what the settings say.")
+    @click.option(
+        "--state-dir", callback=_absolute, metavar="DIR", help="Where the index lives, over what the settings say."
+    )
     @functools.wraps(command)
     def wrapped(config: str | None, root: str | None, state_dir: str | None, **rest: Any) -> Any:
         return command(place=Place(config, root, state_dir), **rest)
@@ -60,7 +74,16 @@ dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be
 
 def open_reader(settings: Settings) -> Reader:
     """The index for reading, with the agent up or down. Raises IndexMissing, IndexDamaged, StateRefused."""
+    require_readable(settings)
     return Reader(index_path(settings.state_dir))
+
+
+def require_readable(settings: Settings) -> None:
+    """Raise StateRefused where this account may not look into the state directory: it would seem to be empty."""
+    if os.path.isdir(settings.state_dir) and not os.access(settings.state_dir, os.R_OK | os.X_OK):
+        raise errors.StateRefused(
+            settings.state_dir, "this account may not read it", "run this as root, or as the agent's account or group"
+        )
 
 
 def agent_runs(settings: Settings) -> bool:
@@ -68,12 +91,46 @@ def agent_runs(settings: Settings) -> bool:
     return agent_pid(settings.state_dir) != 0
 
 
+def locate_segment(text: str, tree: Tree) -> Marked:
+    """The segment that a person means: by an absolute path, one below ROOT, or one below where they are.
+
+    Raises BadName and OutsideRoot, each with a next step.
+    """
+    try:
+        if not text:
+            raise errors.BadName(text, "a path cannot be empty")
+        return locate(_through_link(text, tree), root=tree.root, cwd=here())
+    except errors.BadName as exc:
+        exc.hint = "name a segment as CHANNEL/QUALITY/HOUR/NAME or by its whole path; `tombsync ls` shows what is there"
+        raise
+
+
+def _through_link(path: str, tree: Tree) -> str:
+    """An absolute path that reaches ROOT by a symlink, as one that names it directly; below, no link is followed."""
+    if not path.startswith("/") or ".." in path.split("/"):
+        return path
+    root, *below = os.path.normpath(path).rsplit("/", 4)
+    return "/".join([tree.root, *below]) if len(below) == 4 and os.path.realpath(root or "/") == tree.root else path
+
+
 # -- output -----------------------------------------------------------------------------------------------------------
 
 
 def say(text: str = "") -> None:
     """One line for people, escaped."""
-    click.echo(printable(text))
+    _print(printable(text))
+
+
+def _print(text: str) -> None:
+    try:
+        click.echo(text)
+    except BrokenPipeError:  # `tombsync tombstones | head`: whoever read has enough, what is done here goes on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def on_terminal(stream: TextIO | None) -> bool:
+    """Whether a person looks at what is printed there; a closed stream is None."""
+    return stream is not None and stream.isatty()
 
 
 def warn(text: str) -> None:
@@ -83,16 +140,20 @@ def warn(text: str) -> None:
 
 def say_json(value: object) -> None:
     """One JSON document. A name that is not UTF-8 keeps its bytes as lone surrogates (`\\udcXX`)."""
-    click.echo(json.dumps(value, indent=2))
+    _print(json.dumps(value, indent=2))
 
 
 def say_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A table on a terminal; elsewhere one line of tab-separated values a row, for `cut` and `awk`."""
     shown = [[printable(str(cell)) for cell in row] for row in rows]
-    if not sys.stdout.isatty():
+    if not on_terminal(sys.stdout):
         for row in shown:
-            click.echo("\t".join(row))
+            _print("\t".join(row))
         return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(box=None, pad_edge=False, header_style="bold")
     for header in headers:
         table.add_column(header, overflow="fold")
@@ -124,6 +185,13 @@ def age(seconds: float) -> str:
     return f"{seconds:.1f} s"
 
 
+def owner(uid: int | None) -> str | None:
+    """The account of a uid, or the number where it has none."""
+    from tombsync.intake import owner_name  # not above: it brings the library of the metrics with it
+
+    return owner_name(uid)
+
+
 # -- errors -----------------------------------------------------------------------------------------------------------
 
 
@@ -133,6 +201,14 @@ def tell_error(exc: errors.TombsyncError) -> None:
         click.echo(f"tombsync: {printable(line)}", err=True)
     if exc.hint:
         click.echo(f"  hint: {printable(exc.hint)}", err=True)
+
+
+def tell_usage(exc: click.ClickException) -> None:
+    """click's own errors. What was typed may have come from a glob, so it is escaped like every other name."""
+    told = io.StringIO()
+    exc.show(told)
+    for line in told.getvalue().removesuffix("\n").split("\n"):
+        click.echo(printable(line), err=True)
 
 
 def exit_code(done: int, failed: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
 import click
 
@@ -29,13 +30,15 @@ def ls(where: str, place: Place, tombstones: bool, as_json: bool) -> None:
       tombsync ls desertbus/source/2019-11-13T02
     """
     settings = place.settings()
-    parts = [part for part in where.split("/") if part]
-    if len(parts) > 3:
-        raise errors.BadName(where, "not of the form CHANNEL/QUALITY/HOUR")
-    for part in parts:
-        if reason := unsafe(part):
-            raise errors.BadName(part, reason)
-    names = _listing(settings, parts, tombstones)
+    tree = Tree(settings.root)
+    try:
+        parts = _parts(where, tree)
+        names = _listing(settings, tree, parts, tombstones)
+    except errors.BadName as exc:
+        exc.hint = "`tombsync ls` alone shows the channels; go on from there"
+        raise
+    if not names and not _stands(tree, parts):
+        raise NothingThere("/".join(parts))
     if as_json:
         say_json(names)
         return
@@ -43,8 +46,37 @@ def ls(where: str, place: Place, tombstones: bool, as_json: bool) -> None:
         say(name)
 
 
-def _listing(settings: Settings, parts: list[str], tombstones: bool) -> list[str]:
-    tree = Tree(settings.root)
+@dataclass(eq=False)
+class NothingThere(errors.TombsyncError):
+    """A channel, quality or hour was asked for that is not in the tree."""
+
+    where: str
+
+    @property
+    def hint(self) -> str:  # type: ignore[override] # made of the data
+        above = self.where.rpartition("/")[0]
+        return f"`tombsync ls{' ' + above if above else ''}` shows what is there"
+
+    def __str__(self) -> str:
+        return f"{self.where}: there is no such directory in the segment tree"
+
+
+def _parts(where: str, tree: Tree) -> list[str]:
+    below = where.removeprefix(tree.root) if f"{where}/".startswith(f"{tree.root}/") else where
+    parts = [part for part in below.split("/") if part]
+    if len(parts) > 3 or (parts and below is where and where.startswith("/")):
+        raise errors.BadName(where, f"not of the form CHANNEL/QUALITY/HOUR, nor inside {tree.root}")
+    for part in parts:
+        if reason := unsafe(part):
+            raise errors.BadName(part, reason)
+    return parts
+
+
+def _stands(tree: Tree, parts: list[str]) -> bool:
+    return os.path.isdir("/".join([tree.root, *parts]))
+
+
+def _listing(settings: Settings, tree: Tree, parts: list[str], tombstones: bool) -> list[str]:
     if len(parts) == 3:
         return hour_listing(settings, tree, strict_hour(parts[0], parts[1], parts[2]), tombstones=tombstones)
     with tree.open_root() as root_fd:
@@ -54,7 +86,7 @@ def _listing(settings: Settings, parts: list[str], tombstones: bool) -> list[str
 
 
 def hour_listing(settings: Settings, tree: Tree, hour: Hour, *, tombstones: bool) -> list[str]:
-    """The visible names of an hour: from the index where that is settled, else from the directory and the index's marks."""
+    """The visible names of an hour: from the index where it is settled, else from the directory and the known marks."""
     try:
         reader: Reader | None = open_reader(settings)
     except errors.IndexMissing:

@@ -17,8 +17,10 @@ from tombsync.cli.common import (
     dry_run_option,
     exit_code,
     json_option,
+    locate_segment,
     open_reader,
     place_options,
+    require_readable,
     say,
     say_json,
     tell_error,
@@ -26,11 +28,13 @@ from tombsync.cli.common import (
 )
 from tombsync.config import Settings
 from tombsync.index import Reader
-from tombsync.names import Kind, Marked, classify, locate, mistake_message, parse_stem, printable
+from tombsync.names import Kind, Marked, classify, mistake_message, parse_stem, printable, strict_path
 from tombsync.tree import Tree, identities, open_below
 
 _HIDDEN_WITHIN_S = 2.0  # how long to wait for a running agent to say so; it takes about a millisecond
 _LOOK_S = 0.002
+_NOTE_BYTES = 4096  # readers take no more
+_ACTOR_CHARACTERS = 64
 
 
 @dataclass
@@ -60,16 +64,15 @@ class Result:
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @place_options
 @click.option("--reason", default="", help="Why; goes into the tombstone and the journal.")
-@click.option("--even-if-absent", is_flag=True, help="Mark a segment that is not here (yet), so that it arrives hidden.")
+@click.option("--even-if-absent", is_flag=True, help="Mark what is not here (yet), so that it arrives hidden.")
 @dry_run_option
 @json_option
-def mark(
-    paths: tuple[str, ...], place: Place, reason: str, even_if_absent: bool, dry_run: bool, as_json: bool
-) -> int:
+def mark(paths: tuple[str, ...], place: Place, reason: str, even_if_absent: bool, dry_run: bool, as_json: bool) -> int:
     """Hide segments: create a tombstone beside each, durably.
 
-    PATH is absolute, relative to the segment tree, or relative to where you are; it ends in .ts, .json, .tombstone or in
-    nothing of these. The segment's data is not touched. Works with the agent down: its next start finds the tombstone.
+    PATH is absolute, relative to the segment tree, or relative to where you are; it ends in .ts, .json, .tombstone or
+    in nothing of these. The segment's data is not touched. Works with the agent down: its next start finds the
+    tombstone.
 
     Exit code 0: all are marked, 1: none, 3: some.
 
@@ -82,20 +85,24 @@ def mark(
     reader = _reader(settings)
     audit = open_audit(settings.node) if os.path.exists(JOURNAL_SOCKET) and not dry_run else None
     results = []
+    agent = reader if reader is not None and agent_runs(settings) else None
     try:
         with tree.open_root() as root_fd:
             _require_known_root(tree, root_fd, reader)
             for path in paths:
                 result = Result(path)
                 try:
-                    _mark(result, tree, root_fd, settings, audit, reason, even_if_absent=even_if_absent, dry_run=dry_run)
+                    _mark(
+                        result, tree, root_fd, settings, audit, reason, even_if_absent=even_if_absent, dry_run=dry_run
+                    )
                 except errors.TombsyncError as exc:
                     result.outcome, result.error = "failed", str(exc)
                     if not as_json:
                         tell_error(exc)
                 else:
-                    if not dry_run:
-                        _await_hidden(result, settings, reader, tree)
+                    if agent is not None and not dry_run and not _await_hidden(result, agent):
+                        agent = None  # one wait is enough
+                        warn("the agent has not hidden it in time; `tombsync status` says how it is")
                     if not as_json:
                         _say(result)
                 results.append(result)
@@ -107,8 +114,8 @@ def mark(
     failed = sum(result.outcome == "failed" for result in results)
     if as_json:
         say_json([result.as_json() for result in results])
-    elif not dry_run and len(results) > failed and not agent_runs(settings):
-        warn("no agent runs here: the tombstones stand, its next start delivers them to the peers")
+    if not dry_run and len(results) > failed:
+        _warn_without_agent(settings)
     return exit_code(len(results) - failed, failed)
 
 
@@ -139,7 +146,7 @@ def _mark(
     even_if_absent: bool,
     dry_run: bool,
 ) -> None:
-    marked = locate(_inside(result.path, tree), root=tree.root, cwd=os.path.realpath(os.getcwd()))
+    marked = locate_segment(result.path, tree)
     result.segment = marked.path
     name = os.path.basename(result.path)
     if classify(name)[0] is Kind.MISTAKE:
@@ -166,18 +173,15 @@ def _mark(
         )
 
 
-def _inside(path: str, tree: Tree) -> str:
-    """An absolute path that reaches the tree through a symlinked ROOT, as one that names it directly."""
-    if not path.startswith("/") or path.startswith(tree.root + "/"):
-        return path
-    head, _, name = path.rpartition("/")
-    directory = os.path.realpath(head) if os.path.isdir(head) else head
-    return f"{directory}/{name}" if directory.startswith(tree.root + "/") else path
-
-
 def _hides(root_fd: int, marked: Marked) -> tuple[str, ...]:
     try:
         fd = open_below(root_fd, marked.hour.channel, marked.hour.quality, marked.hour.text)
+    except FileNotFoundError as exc:
+        raise errors.NotMarkable(
+            marked.path,
+            "its hour directory is not here, so there is no place for a tombstone",
+            f"check the name: `tombsync ls {marked.hour.channel}/{marked.hour.quality}` shows the hours that are here",
+        ) from exc
     except OSError as exc:
         raise errors.TreeRefused(marked.hour.path, os.strerror(exc.errno or 0), exc.errno or 0) from exc
     try:
@@ -198,22 +202,35 @@ def _stands(tree: Tree, marked: Marked) -> bool:
 
 
 def note(node: str, reason: str) -> bytes:
-    """What goes into a tombstone: TOML, optional to every reader. Empty texts are left out."""
+    """What goes into a tombstone: TOML of at most 4 KiB, optional to every reader. Empty texts are left out."""
     facts = {
-        "actor": claimed_actor(),
+        "actor": claimed_actor()[:_ACTOR_CHARACTERS],
         "node": node,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "reason": reason,
     }
-    lines = ["generation = 0"] + [f"{key} = {_toml_string(value)}" for key, value in facts.items() if value]
-    return ("\n".join(lines) + "\n").encode("utf-8", "replace")
+    text = b"generation = 0\n"
+    for key, value in facts.items():
+        if value:
+            room_bytes = _NOTE_BYTES - len(text) - len(f'{key} = ""\n')
+            text += f'{key} = "{_toml_text(value, room_bytes)}"\n'.encode()
+    return text
 
 
-def _toml_string(text: str) -> str:
-    escaped = "".join(
-        f"\\u{ord(c):04x}" if ord(c) < 0x20 or ord(c) == 0x7F else "\\" + c if c in '"\\' else c for c in text[:2000]
-    )
-    return f'"{escaped}"'
+def _toml_text(text: str, room_bytes: int) -> str:
+    """The inside of a basic string (https://toml.io/en/v1.0.0#string), cut before the character that has no room."""
+    kept = []
+    for character in text.encode("utf-8", "replace").decode():  # TOML has no place for bytes that are not UTF-8
+        code = ord(character)
+        if code < 0x20 or code == 0x7F:
+            character = f"\\u{code:04x}"
+        elif character in '"\\':
+            character = "\\" + character
+        room_bytes -= len(character.encode())
+        if room_bytes < 0:
+            break
+        kept.append(character)
+    return "".join(kept)
 
 
 def claimed_actor() -> str:
@@ -227,17 +244,26 @@ def claimed_actor() -> str:
         return str(os.getuid())
 
 
-def _await_hidden(result: Result, settings: Settings, reader: Reader | None, tree: Tree) -> None:
-    """See the running agent hide it, so that a person under stress can go on."""
-    if reader is None or not agent_runs(settings):
-        return
-    marked = locate(result.segment, root=tree.root, cwd="/")
+def _await_hidden(result: Result, reader: Reader) -> bool:
+    """See the running agent hide it, so that a person under stress can go on; False where it takes too long."""
+    marked = strict_path(result.segment)
     begun = time.monotonic()
     while time.monotonic() - begun < _HIDDEN_WITHIN_S:
         if reader.marker(marked) is not None:
             result.hidden_ms = (time.monotonic() - begun) * 1e3
-            return
+            return True
         time.sleep(_LOOK_S)  # another process's commit is nothing that can be waited for
+    return False
+
+
+def _warn_without_agent(settings: Settings) -> None:
+    try:
+        require_readable(settings)
+    except errors.StateRefused as exc:
+        warn(f"whether the agent runs cannot be told: {exc}")
+        return
+    if not agent_runs(settings):
+        warn("no agent runs here: the tombstones stand, its next start hides them and delivers them to the peers")
 
 
 def _say(result: Result) -> None:

@@ -7,15 +7,18 @@ import time
 import click
 
 from tombsync import errors
-from tombsync.cli.common import Place, json_option, place_options, say, say_json
+from tombsync.cli.common import Place, json_option, place_options, say, say_json, tell_error, warn
 from tombsync.config import PeerSettings, Settings
-from tombsync.daemon import target_of
-from tombsync.peers import Connector
 
 
 @click.group()
 def peer() -> None:
-    """Look after the peers of this node."""
+    """Look after the peers of this node.
+
+    \b
+    Example
+      tombsync peer test node-b
+    """
 
 
 @peer.command("test")
@@ -46,6 +49,14 @@ def find(settings: Settings, name: str) -> PeerSettings:
     raise errors.UnknownPeer(name, tuple(candidate.name for candidate in settings.peers))
 
 
+class PeerTreeMissing(errors.PeerError):
+    """A peer was reached, and its segment tree is not there."""
+
+    reason = "not-served"
+    what = "its segment tree is missing there"
+    hint = "mount it there, or correct this peer's `path`; nothing is delivered until it is there"
+
+
 class Report:
     """How far the way to a peer went."""
 
@@ -60,7 +71,7 @@ class Report:
     @property
     def ok(self) -> bool:
         """Whether a tombstone can be delivered."""
-        return self.error is None and self.root_there
+        return self.error is None
 
     def as_json(self) -> dict[str, object]:
         """For `--json`."""
@@ -77,19 +88,22 @@ class Report:
 
     def say(self) -> None:
         """For people."""
+        if self.connect_ms is not None:
+            say(f"{self.name}: connected, host key as pinned, logged in, SFTP open ({self.connect_ms:.0f} ms)")
+            say(f"{self.name}: one round trip takes {self.round_trip_ms:.2f} ms")
         if self.error is not None:
-            say(f"FAILED  {self.error}")
-            say(f"        hint: {self.error.hint}")
+            tell_error(self.error)
             return
-        say(f"ok      {self.name}: connected, host key as pinned, logged in, SFTP open ({self.connect_ms:.0f} ms)")
-        say(f"        one round trip takes {self.round_trip_ms:.2f} ms")
-        say(f"{'ok    ' if self.root_there else 'FAILED'}  its segment tree is {'there' if self.root_there else 'missing'}")
+        say(f"{self.name}: its segment tree is there")
         if not self.can_sync:
-            say("warning its server has no fsync@openssh.com: deliveries stay not-durable and are not enough for a purge")
+            warn(f"{self.name}: no fsync@openssh.com there: deliveries stay not-durable and are not enough for a purge")
 
 
 def walk(settings: PeerSettings) -> Report:
     """Connect to a peer and see what it offers."""
+    from tombsync.daemon import target_of
+    from tombsync.peers import Connector
+
     report = Report(settings.name)
     begun = time.monotonic()
     try:
@@ -102,4 +116,6 @@ def walk(settings: PeerSettings) -> Report:
     report.root_there = session.root_there
     report.can_sync = session.can_sync
     session.close()
+    if not report.root_there:
+        report.error = PeerTreeMissing(settings.name, settings.path)
     return report

@@ -6,36 +6,53 @@ import os
 import signal
 import sys
 import time
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from tombsync import errors
-from tombsync.cli.common import Place, json_option, open_reader, place_options, say, say_json
+from tombsync.cli.common import (
+    Place,
+    json_option,
+    on_terminal,
+    open_reader,
+    place_options,
+    require_readable,
+    say,
+    say_json,
+)
 from tombsync.config import Settings
-from tombsync.daemon import rescan_once
 from tombsync.index import Reader, agent_pid
-from tombsync.rescan import Progress as RescanProgress
-from tombsync.rescan import RescanKind
+from tombsync.tree import Tree
+
+if TYPE_CHECKING:
+    from tombsync.rescan import Progress
 
 _LOOK_S = 0.1
+# A rescan that began so shortly before it was asked for counts as the one that was meant: the command itself had not
+# begun by then, and nothing is older than the question by less.
+_SLACK_NS = 100_000_000
 
 
 class _Bar:
     """A progress bar on a terminal, nothing elsewhere."""
 
-    def __init__(self, kind: RescanKind) -> None:
+    def __init__(self, kind: str) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
-        self._task = self._progress.add_task(f"{kind.value} rescan", total=None)
+        self._progress = Progress(
+            *columns, console=Console(stderr=True), transient=True, disable=not on_terminal(sys.stderr)
+        )
+        self._task = self._progress.add_task(f"{kind} rescan", total=None)
         self._progress.start()
 
     def show(self, done: int, total: int) -> None:
         """Hours compared, of how many."""
         self._progress.update(self._task, completed=done, total=total or None)
 
-    def follow(self, progress: RescanProgress | None) -> None:
+    def follow(self, progress: Progress | None) -> None:
         """Show a rescan of this process."""
         if progress is not None:
             self.show(progress.done, progress.total)
@@ -60,51 +77,72 @@ def rescan(place: Place, full: bool, no_wait: bool, as_json: bool) -> None:
       tombsync rescan --full
     """
     settings = place.settings()
-    kind = RescanKind.FULL if full else RescanKind.INTERVAL
+    require_readable(settings)
+    kind = "full" if full else "interval"
     pid = agent_pid(settings.state_dir)
     if not pid and no_wait:
         raise errors.AgentNotRunning(settings.state_dir)
     took_s = _by_agent(settings, pid, kind, no_wait) if pid else _here(settings, kind)
     if as_json:
-        say_json({"kind": kind.value, "by": "agent" if pid else "command", "seconds": took_s})
+        say_json({"kind": kind, "by": "agent" if pid else "command", "seconds": took_s})
     elif took_s is None:
-        say(f"asked the agent (process {pid}) for a {kind.value} rescan")
+        say(f"asked the agent (process {pid}) for a {kind} rescan; `tombsync status` shows how far it is")
     else:
-        say(f"{kind.value} rescan completed in {took_s:.2f} s")
+        say(f"{kind} rescan completed in {took_s:.2f} s")
 
 
-def _here(settings: Settings, kind: RescanKind) -> float:
+def _here(settings: Settings, kind: str) -> float:
+    from tombsync.daemon import rescan_once
+    from tombsync.rescan import RescanKind
+
     bar = _Bar(kind)
     try:
-        return rescan_once(settings, kind, bar.follow)
+        return rescan_once(settings, RescanKind(kind), bar.follow)
     finally:
         bar.close()
 
 
-def _by_agent(settings: Settings, pid: int, kind: RescanKind, no_wait: bool) -> float | None:
+def _by_agent(settings: Settings, pid: int, kind: str, no_wait: bool) -> float | None:
     reader = open_reader(settings)
     try:
-        before = reader.fact(f"rescan_{kind.value}_ns")
+        _require_tree(settings, reader)
+        before = reader.fact(f"rescan_{kind}_ns")
+        asked_ns = time.time_ns()
         try:
-            os.kill(pid, signal.SIGUSR2 if kind is RescanKind.FULL else signal.SIGUSR1)
+            os.kill(pid, signal.SIGUSR2 if kind == "full" else signal.SIGUSR1)
         except PermissionError as exc:
             raise errors.AgentRefused(pid) from exc
-        if no_wait:
-            return None
-        return _await_completed(settings, reader, kind, before)
+        except ProcessLookupError as exc:
+            raise errors.AgentNotRunning(settings.state_dir) from exc
+        return None if no_wait else _await_completed(settings, reader, kind, before, asked_ns)
     finally:
         reader.close()
 
 
-def _await_completed(settings: Settings, reader: Reader, kind: RescanKind, before: int | None) -> float:
+def _require_tree(settings: Settings, reader: Reader) -> None:
+    """Raise RootMissing, RootNotBelieved: the agent pauses then, and would not begin."""
+    tree = Tree(settings.root)
+    with tree.open_root() as root_fd:
+        tree.require(root_fd, reader.fact("root") or "")
+
+
+def _await_completed(settings: Settings, reader: Reader, kind: str, before: int | None, asked_ns: int) -> float:
+    """Wait for a rescan that began after it was asked for: one that ran by then may have passed what was meant."""
     bar = _Bar(kind)
+    ends = {before}
     try:
-        while reader.fact(f"rescan_{kind.value}_ns") == before:
+        while True:
+            ended_ns = reader.fact(f"rescan_{kind}_ns")
+            if ended_ns not in ends:
+                ends.add(ended_ns)
+                took_s = float(reader.fact(f"rescan_{kind}_s"))
+                if len(ends) > 2 or ended_ns - took_s * 1e9 >= asked_ns - _SLACK_NS:
+                    return took_s
             if not agent_pid(settings.state_dir):
                 raise errors.AgentNotRunning(settings.state_dir)
-            if reader.fact("rescan_kind") == kind.value:
+            _require_tree(settings, reader)
+            if reader.fact("rescan_kind") == kind:
                 bar.show(reader.fact("rescan_done") or 0, reader.fact("rescan_total") or 0)
             time.sleep(_LOOK_S)  # another process's commit is nothing that can be waited for
-        return float(reader.fact(f"rescan_{kind.value}_s"))
     finally:
         bar.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import click
 
 from tombsync.cli.common import Place, place_options
-from tombsync.daemon import Agent
 
 
 @click.command()
@@ -24,4 +23,6 @@ def run(place: Place, listen: str | None, node: str | None, require_confinement:
     Example: without any settings file, for a first look
       tombsync run --root /segments
     """
+    from tombsync.daemon import Agent
+
     Agent(place.settings(listen=listen, node=node), require_confinement=require_confinement).run()

@@ -15,7 +15,9 @@ from tombsync.cli.common import (
     exit_code,
     iso,
     json_option,
+    locate_segment,
     open_reader,
+    owner,
     place_options,
     say,
     say_json,
@@ -25,8 +27,7 @@ from tombsync.cli.common import (
 )
 from tombsync.config import Settings
 from tombsync.index import MarkerRow, PeerRow, Reader, agent_pid
-from tombsync.intake import owner_name
-from tombsync.names import classify, locate
+from tombsync.names import Kind, classify
 from tombsync.plan import DUE_STATES, State
 from tombsync.tree import Tree
 
@@ -138,7 +139,9 @@ def _peer_line(row: PeerRow, *, running: bool) -> tuple[object, ...]:
     facts = _peer_facts(row, running=running)
     state = "unknown" if not running else "up" if row.up else "down" if row.error else "connecting"
     usual = (State.PENDING, State.CONFIRMED)
-    other = ", ".join(f"{count} {state.word}" for state, count in sorted(row.counts.items()) if count and state not in usual)
+    other = ", ".join(
+        f"{count} {state.word}" for state, count in sorted(row.counts.items()) if count and state not in usual
+    )
     oldest = facts["oldest_pending_s"]
     return (
         row.name,
@@ -180,11 +183,10 @@ def _stems(settings: Settings, reader: Reader, stems: tuple[str, ...], as_json: 
 
 def _find(settings: Settings, reader: Reader, text: str) -> list[MarkerRow]:
     if "/" in text:
-        row = reader.marker(locate(text, root=Tree(settings.root).root, cwd=os.path.realpath(os.getcwd())))
+        row = reader.marker(locate_segment(text, Tree(settings.root)))
         return [row] if row else []
-    if text.startswith("."):
-        raise errors.BadName(text, "a part of the path begins with a dot")
-    return reader.stems_like(classify(text)[1])
+    kind, stem = classify(text)
+    return reader.stems_like(classify(stem)[1] if kind is Kind.MISTAKE else stem)
 
 
 def _stem_facts(settings: Settings, reader: Reader, row: MarkerRow) -> dict[str, Any]:
@@ -192,7 +194,7 @@ def _stem_facts(settings: Settings, reader: Reader, row: MarkerRow) -> dict[str,
         "segment": row.marked.path,
         "hidden_at": iso(row.hidden_at_ns),
         "source": row.source,
-        "owner": owner_name(row.owner_uid),
+        "owner": owner(row.owner_uid),
         "data_here": _data_here(settings, row),
         "sent_to_peers": row.pushable,
         "peers": [
@@ -215,13 +217,15 @@ def _data_here(settings: Settings, row: MarkerRow) -> bool:
 def _say_stem(settings: Settings, reader: Reader, row: MarkerRow) -> None:
     data = "its data is still here" if _data_here(settings, row) else "its data is not here"
     say(row.marked.path)
-    say(f"  hidden here {when(row.hidden_at_ns)} (seen by {row.source}, owner {owner_name(row.owner_uid) or '-'}); {data}")
+    say(f"  hidden here {when(row.hidden_at_ns)} (seen by {row.source}, owner {owner(row.owner_uid) or '-'}); {data}")
     deliveries = reader.deliveries(row.marker)
     if not row.pushable:
         say("  not sent to peers: it is no regular file, or its name may not cross a border")
     elif not deliveries:
         say("  no peers are configured: nobody else was told")
     for delivery in deliveries:
-        confirmed = f"confirmed {when(delivery.confirmed_at_ns)}" if delivery.state is State.CONFIRMED else delivery.state.word
+        confirmed = (
+            f"confirmed {when(delivery.confirmed_at_ns)}" if delivery.state is State.CONFIRMED else delivery.state.word
+        )
         asked = f", asked {when(delivery.asked_at_ns)}" if delivery.asked_at_ns else ""
         say(f"  {delivery.peer}: {confirmed}{asked}" + (f" ({delivery.detail})" if delivery.detail else ""))

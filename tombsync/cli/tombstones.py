@@ -6,9 +6,8 @@ from collections.abc import Iterator
 
 import click
 
-from tombsync.cli.common import Place, iso, json_option, open_reader, place_options, say_json, say_table, when
+from tombsync.cli.common import Place, iso, json_option, open_reader, owner, place_options, say_json, say_table, when
 from tombsync.index import MarkerRow, Reader
-from tombsync.intake import owner_name
 from tombsync.plan import State
 
 _PAGE = 500
@@ -38,7 +37,7 @@ def tombstones(place: Place, channel: str | None, limit: int, as_json: bool) -> 
                     "segment": row.marked.path,
                     "hidden_at": iso(row.hidden_at_ns),
                     "source": row.source,
-                    "owner": owner_name(row.owner_uid),
+                    "owner": owner(row.owner_uid),
                     "sent_to_peers": row.pushable,
                     "peers": {delivery.peer: delivery.state.word for delivery in deliveries},
                 }
@@ -52,7 +51,7 @@ def tombstones(place: Place, channel: str | None, limit: int, as_json: bool) -> 
             (
                 when(row.hidden_at_ns),
                 f"{sum(d.state is State.CONFIRMED for d in deliveries)}/{len(deliveries)}",
-                owner_name(row.owner_uid) or "-",
+                owner(row.owner_uid) or "-",
                 row.marked.path,
             )
             for row, deliveries in rows

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tombsync.index.schema import to_key
-from tombsync.names import Hour, Kind
+from tombsync.names import Hour
 from tombsync.plan import KEEP_STATES, State
 
 if TYPE_CHECKING:
@@ -21,14 +21,14 @@ _KEEP = ",".join(str(int(state)) for state in KEEP_STATES)
 
 @dataclass
 class SegmentRows:
-    """Segments of one hour that came and went, as (stem, kind) pairs; at most a transaction's worth.
+    """Segments of one hour that came and went, as file names; at most a transaction's worth.
 
     `watched` says that events told of them: then no earlier listing of the hour counts as known.
     """
 
     hour: Hour
-    add: Sequence[tuple[str, Kind]] = ()
-    drop: Sequence[tuple[str, Kind]] = ()
+    add: Sequence[str] = ()
+    drop: Sequence[str] = ()
     watched: bool = False
 
     @property

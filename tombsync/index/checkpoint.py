@@ -27,15 +27,14 @@ class Checkpointer:
         self._woken.wait(CHECKPOINT_INTERVAL_S)
         if self._connection is None:
             self._connection = files.open_for_checkpoints(self._path)
-        try:
-            _, pages, _ = self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-            if pages > RESTART_ABOVE_PAGES:
-                self._connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
-        except sqlite3.OperationalError as exc:
-            if exc.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                raise files.translate(self._path, exc) from exc
-        except sqlite3.Error as exc:
-            raise files.translate(self._path, exc) from exc
+        with files.translated(self._path):
+            try:
+                _, pages, _ = self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                if pages > RESTART_ABOVE_PAGES:
+                    self._connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+            except sqlite3.OperationalError as exc:
+                if exc.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                    raise
 
     def wake(self) -> None:
         """End the wait of a turn."""

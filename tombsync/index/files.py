@@ -41,11 +41,14 @@ class AgentLock:
             raise StateRefused(state_dir, os.strerror(exc.errno or 0)) from exc
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, b"%d\n" % os.getpid(), 0)
         except BlockingIOError:
             os.close(self._fd)
             raise IndexBusy(state_dir, agent_pid(state_dir)) from None
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, b"%d\n" % os.getpid(), 0)
+        except OSError as exc:
+            os.close(self._fd)
+            raise StateRefused(state_dir, os.strerror(exc.errno or 0)) from exc
 
     def release(self) -> None:
         """Let another agent start."""
@@ -76,7 +79,7 @@ def open_for_writing(path: str) -> sqlite3.Connection:
     Raises IndexDamaged for a file that is damaged or none of ours, IndexTooNew, StateRefused.
     """
     new = not os.path.exists(path)
-    with _translated(path):
+    with _opening(path):
         if new:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _INDEX_MODE))
         connection = _connect(path, "rw")
@@ -98,7 +101,7 @@ def open_for_writing(path: str) -> sqlite3.Connection:
 
 def open_for_checkpoints(path: str) -> sqlite3.Connection:
     """A second connection that writes nothing but checkpoints. Raises IndexDamaged, StateRefused."""
-    with _translated(path):
+    with _opening(path):
         connection = _connect(path, "rw")
         connection.execute("PRAGMA wal_autocheckpoint=0")
         connection.execute("PRAGMA busy_timeout=100")
@@ -109,20 +112,26 @@ def open_for_reading(path: str) -> sqlite3.Connection:
     """A read-only connection, with the agent up or down. Raises IndexMissing, IndexDamaged, IndexTooNew."""
     if not os.path.exists(path):
         raise IndexMissing(path)
-    with _translated(path):
-        connection = _connect(path, "ro")
+    with _opening(path):
         try:
-            _require_ours(connection, path)
+            return _open_ours(path, "ro")
         except sqlite3.OperationalError:
-            connection.close()
             # After a clean stop there is no -wal, and a reader that may not create one must say that none is needed.
             if os.path.exists(path + "-wal"):
                 raise
-            connection = _connect(path, "ro&immutable=1")
-            _require_ours(connection, path)
+            return _open_ours(path, "ro&immutable=1")
+
+
+def _open_ours(path: str, mode: str) -> sqlite3.Connection:
+    connection = _connect(path, mode)
+    try:
+        _require_ours(connection, path)
         connection.execute("PRAGMA temp_store=MEMORY")
         connection.execute("PRAGMA cache_size=-2000")
-        return connection
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def set_aside(path: str) -> str:
@@ -156,17 +165,33 @@ def damage_noted(path: str) -> bool:
 
 
 @contextmanager
-def _translated(path: str) -> Iterator[None]:
+def translated(path: str) -> Iterator[None]:
+    """Our errors for SQLite's, of an index that is in use; damage is noted for the next start."""
     try:
         yield
-    except (sqlite3.Error, OSError) as exc:
-        raise translate(path, exc) from exc
+    except (sqlite3.ProgrammingError, sqlite3.InterfaceError):
+        raise  # a mistake of ours, such as a connection that was closed: it says nothing about the file
+    except sqlite3.Error as exc:
+        error = _translate(path, exc)
+        if isinstance(error, IndexDamaged):
+            try:
+                note_damage(path)
+            except OSError:  # a full disk, or another account's command: the next start meets the damage itself
+                pass
+        raise error from exc
 
 
-def translate(path: str, exc: Exception) -> IndexDamaged | StateRefused:
-    """Our error for one of SQLite's or the file system's."""
-    if isinstance(exc, OSError):
-        return StateRefused(path, os.strerror(exc.errno or 0))
+@contextmanager
+def _opening(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise StateRefused(path, os.strerror(exc.errno or 0)) from exc
+    except sqlite3.Error as exc:
+        raise _translate(path, exc) from exc
+
+
+def _translate(path: str, exc: sqlite3.Error) -> IndexDamaged | StateRefused:
     # The low byte is the primary result code, https://sqlite.org/rescode.html
     if getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in _DAMAGE_CODES:
         return IndexDamaged(path, str(exc))
@@ -175,7 +200,7 @@ def translate(path: str, exc: Exception) -> IndexDamaged | StateRefused:
 
 def _connect(path: str, mode: str) -> sqlite3.Connection:
     return sqlite3.connect(
-        f"file:{quote(path)}?mode={mode}",
+        f"file:{quote(os.fsencode(path))}?mode={mode}",
         uri=True,
         timeout=_BUSY_TIMEOUT_S,
         isolation_level=None,

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from tombsync.errors import IndexDamaged
 from tombsync.index import files
-from tombsync.index.schema import HOUR_BITS, IS_HIDDEN, from_key, hour_id, hour_of, place_range, to_key
+from tombsync.index.schema import HIDDEN_STEMS, HOUR_BITS, ROW_NAME, from_key, hour_id, hour_of, place_range, to_key
 from tombsync.names import EXTENSION, Hour, Kind, Marked, tombstone_name
 from tombsync.plan import LAST_DUE, UNCONFIRMED_STATES, State
 
@@ -90,21 +88,8 @@ class Reader:
         self._connection = files.open_for_reading(path)
         self._places: dict[int, tuple[str, str]] = {}
 
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as exc:
-            error = files.translate(self.path, exc)
-            if isinstance(error, IndexDamaged):
-                try:
-                    files.note_damage(self.path)
-                except OSError:  # a reading command of another account: the agent will meet the damage itself
-                    pass
-            raise error from exc
-
     def _all(self, sql: str, values: Sequence[object] = ()) -> list[Any]:
-        with self._translated():
+        with files.translated(self.path):
             return self._connection.execute(sql, values).fetchall()
 
     # -- hours and segments -------------------------------------------------------------------------------------------
@@ -153,12 +138,24 @@ class Reader:
         rows = self._all(f"SELECT {_HOUR_COLUMNS} FROM hour WHERE id = ?", (key,))  # noqa: S608
         return HourRow(hour.number, *rows[0][1:]) if rows else None
 
-    def segments(self, hour: Hour) -> set[tuple[str, Kind]]:
-        """The rows of an hour as (stem, kind), hidden or not."""
-        key = self._hour_key(hour)
-        rows = self._all("SELECT stem, ext FROM segment WHERE hour = ?", (key,))
-        kinds = {int(kind): kind for kind in Kind}
-        return {(from_key(stem), kinds[ext]) for stem, ext in rows}
+    def segments(self, hour: Hour) -> set[str]:
+        """The file names of an hour, hidden or not."""
+        return set(self._names("", self._hour_key(hour)))
+
+    def _names(self, condition: str, key: int | None) -> list[str]:
+        # As one JSON array: SQLite puts it together and json takes it apart, neither row by row in Python. A stem that is
+        # a BLOB (not UTF-8) fits in no JSON; blobs sort behind all text.
+        ((array,),) = self._all(
+            f"SELECT json_group_array({ROW_NAME}) FROM segment WHERE hour = ?1 AND stem < x'' {condition}", (key,)  # noqa: S608
+        )
+        names: list[str] = json.loads(array)
+        names.extend(
+            from_key(stem) + EXTENSION[Kind(ext)]
+            for stem, ext in self._all(
+                f"SELECT stem, ext FROM segment WHERE hour = ?1 AND stem >= x'' {condition}", (key,)  # noqa: S608
+            )
+        )
+        return names
 
     def markers(self, hour: Hour) -> dict[str, bool]:
         """The marked stems of an hour -> whether the tombstone was once in the tree."""
@@ -168,13 +165,7 @@ class Reader:
 
     def listing(self, hour: Hour, *, tombstones: bool = False) -> list[str]:
         """The visible file names of an hour, sorted; with `tombstones` the tombstones too. [] for an unknown hour."""
-        key = self._hour_key(hour)
-        names = [
-            from_key(stem) + EXTENSION[Kind(ext)]
-            for stem, ext in self._all(
-                f"SELECT stem, ext FROM segment s WHERE hour = ? AND NOT ({IS_HIDDEN})", (key,)  # noqa: S608
-            )
-        ]
+        names = self._names(f"AND stem NOT IN {HIDDEN_STEMS}", self._hour_key(hour))
         if tombstones:
             names.extend(tombstone_name(stem) for stem in self.markers(hour))
         return sorted(names)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sqlite3
 
-from tombsync.names import Hour
+from tombsync.names import Hour, Kind
 from tombsync.plan import LAST_DUE, State
 
 APPLICATION_ID = 0x746F6D62  # "tomb": PRAGMA application_id tells our file from any other
@@ -104,7 +104,14 @@ END;
 # One script per version; the index's `user_version` says how many have run.
 MIGRATIONS = (_VERSION_1,)
 
+# A file name `value` taken apart, and a row put together again.
+NAME_EXT = f"iif(substr(value, -3) = '.ts', {Kind.TS:d}, {Kind.JSON:d})"
+NAME_STEM = "substr(value, 1, length(value) - iif(substr(value, -3) = '.ts', 3, 5))"
+ROW_NAME = f"stem || iif(ext = {Kind.TS:d}, '.ts', '.json')"
+
 # The rule of visibility, in one place: the newest generation of the stem's marker is even.
+# HIDDEN_STEMS are those of the hour ?1; IS_HIDDEN asks it of one row `s` of segment.
+HIDDEN_STEMS = "(SELECT stem FROM marker WHERE hour = ?1 GROUP BY stem HAVING max(gen) % 2 = 0)"
 IS_HIDDEN = "(SELECT max(gen) FROM marker m WHERE m.hour = s.hour AND m.stem = s.stem) % 2 IS 0"
 
 

@@ -4,6 +4,7 @@ then the intake's.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,14 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from tombsync.errors import IndexDamaged
 from tombsync.index import files
 from tombsync.index.batches import Outcome
-from tombsync.index.schema import HOUR_BITS, IS_HIDDEN, from_key, hour_id, to_key
-from tombsync.names import Hour, Kind, Marked
+from tombsync.index.schema import HOUR_BITS, IS_HIDDEN, NAME_EXT, NAME_STEM, from_key, hour_id, to_key
+from tombsync.names import Hour, Marked, classify
 from tombsync.plan import State
-from tombsync.tree import Sight
-from tombsync.work import TRANSACTION_ROWS, Batch, Sighting
+from tombsync.work import TRANSACTION_ROWS, Batch, Sight, Sighting
+
+_UNFINISHED = ""  # target of a peer whose deliveries are being made or dropped: after a crash both begin again
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +52,13 @@ class Writer:
         self._places: dict[tuple[str, str], int] = {}
         self._peers: list[int] = []
         self.tally = Tally()
-        with self._translated():
-            self._load()
+        try:
+            with files.translated(self.path):
+                self._load()
+        except BaseException:
+            # Now, not when it is collected: SQLite would then remove a -wal of this name that is another index's.
+            self._connection.close()
+            raise
 
     def _load(self) -> None:
         self._places = {
@@ -60,7 +66,7 @@ class Writer:
             for place, channel, quality in self.execute("SELECT id, channel, quality FROM place")
         }
         self._peers = [i for (i,) in self.execute("SELECT id FROM peer")]
-        tally = self.tally = Tally()
+        tally = Tally()
         for place, total, hidden in self.execute(
             f"SELECT id >> {HOUR_BITS}, sum(files), sum(hidden) FROM hour GROUP BY 1"  # noqa: S608
         ):
@@ -68,25 +74,16 @@ class Writer:
         (tally.markers,) = self.execute("SELECT count(*) FROM marker").fetchone()
         for peer, state, count in self.execute("SELECT peer, state, count(*) FROM delivery GROUP BY 1, 2"):
             tally.deliveries[peer, State(state)] = count
+        self.tally = tally
 
     def execute(self, sql: str, values: Sequence[object] = ()) -> sqlite3.Cursor:
         """Run one statement; for batches, inside their transaction."""
         return self._connection.execute(sql, values)
 
     @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as exc:
-            error = files.translate(self.path, exc)
-            if isinstance(error, IndexDamaged):
-                files.note_damage(self.path)
-            raise error from exc
-
-    @contextmanager
     def transaction(self) -> Iterator[None]:
         """All or nothing. The tally is loaded again where it might have run ahead of what was kept."""
-        with self._translated():
+        with files.translated(self.path):
             self.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -105,17 +102,18 @@ class Writer:
         One alone is one autocommitted INSERT whose trigger makes the deliveries. `now_ns` is wall time.
         """
         if len(seen) == 1:
-            with self._translated():
-                hidden = self._hide(*seen[0], now_ns)
-                if hidden:
+            with files.translated(self.path):
+                if hidden := self._hide(*seen[0], now_ns):
                     self._count_hidden(hidden)
-                return [hidden] if hidden else []
+                    return [hidden]
         first: list[Hidden] = []
         with self.transaction():
             for sighting, sight in seen:
                 if hidden := self._hide(sighting, sight, now_ns):
                     first.append(hidden)
-        with self._translated():
+                else:
+                    self._seen_again(sighting.marked, sight)
+        with files.translated(self.path):
             for hidden in first:
                 self._count_hidden(hidden)
         return first
@@ -123,20 +121,18 @@ class Writer:
     def _hide(self, sighting: Sighting, sight: Sight, now_ns: int) -> Hidden | None:
         marked = sighting.marked
         hour, stem = self.hour_id(marked.hour), to_key(marked.stem)
-        pushable = _pushable(marked, sight)
         cursor = self.execute(
             "INSERT OR IGNORE INTO marker (hour, stem, pushable, source, hidden_at_ns, ctime_ns, owner_uid)"
             " VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (hour, stem, pushable, sighting.source.value, now_ns, sight.ctime_ns, sight.owner_uid),
+            (hour, stem, _pushable(marked, sight), sighting.source.value, now_ns, sight.ctime_ns, sight.owner_uid),
         )
-        if cursor.rowcount == 1:
-            return Hidden(cursor.lastrowid or 0, sighting, sight)
-        self._seen_again(hour, stem, pushable=pushable)
-        return None
+        return Hidden(cursor.lastrowid or 0, sighting, sight) if cursor.rowcount == 1 else None
 
-    def _seen_again(self, hour: int, stem: str | bytes, *, pushable: bool) -> None:
+    def _seen_again(self, marked: Marked, sight: Sight) -> None:
+        pushable = _pushable(marked, sight)
         row = self.execute(
-            "SELECT id, in_tree, pushable FROM marker WHERE hour = ? AND stem = ? AND gen = 0", (hour, stem)
+            "SELECT id, in_tree, pushable FROM marker WHERE hour = ? AND stem = ? AND gen = 0",
+            (self.hour_id(marked.hour), to_key(marked.stem)),
         ).fetchone()
         if row is None or (row[1] and (row[2] or not pushable)):
             return
@@ -172,35 +168,44 @@ class Writer:
         for batch in batches:
             batch.committed()
 
-    def change_segments(
-        self, hour: Hour, add: Sequence[tuple[str, Kind]], drop: Sequence[tuple[str, Kind]], *, watched: bool
-    ) -> None:
-        """Add and drop rows of one hour and keep its counts; see SegmentRows."""
+    def change_segments(self, hour: Hour, add: Sequence[str], drop: Sequence[str], *, watched: bool) -> None:
+        """Add and drop file names of one hour and keep its counts; see SegmentRows."""
         identifier = self.hour_id(hour)
-        before = self._connection.total_changes
-        self._connection.executemany(
-            "INSERT OR IGNORE INTO segment (hour, stem, ext) VALUES (?, ?, ?)",
-            [(identifier, to_key(stem), int(kind)) for stem, kind in add],
-        )
-        added = self._connection.total_changes - before
-        if drop:
-            self._connection.executemany(
-                "DELETE FROM segment WHERE hour = ? AND stem = ? AND ext = ?",
-                [(identifier, to_key(stem), int(kind)) for stem, kind in drop],
-            )
-        gained = 2 * added - (self._connection.total_changes - before)
+        added = self._each_name("INSERT OR IGNORE INTO segment (hour, stem, ext)", "", identifier, add)
+        dropped = self._each_name("DELETE FROM segment WHERE (hour, stem, ext) IN (", ")", identifier, drop)
         self.execute("INSERT OR IGNORE INTO hour (id) VALUES (?)", (identifier,))
-        self._recount(identifier, gained)
-        if watched:
-            self.execute("UPDATE hour SET edits = edits + 1, digest = NULL, settled = 0 WHERE id = ?", (identifier,))
+        self._recount(identifier, added - dropped, edits=int(watched))
 
-    def _recount(self, identifier: int, gained: int) -> None:
+    def _each_name(self, before: str, after: str, identifier: int, names: Sequence[str]) -> int:
+        """Run a statement over the keys of file names; returns how many rows it changed.
+
+        SQLite takes the names as one JSON array apart by itself: a loop in Python over as many rows would keep the
+        interpreter from every other thread (first index of a million: benchmarks/rescan.py). Names that are not UTF-8
+        are no JSON, and go one by one.
+        """
+        if not names:
+            return 0
+        start = self._connection.total_changes
+        texts = names if "".join(names).isascii() else [name for name in names if isinstance(to_key(name), str)]
+        self.execute(f"{before} SELECT ?1, {NAME_STEM}, {NAME_EXT} FROM json_each(?2){after}", (identifier, json.dumps(texts)))
+        if len(texts) < len(names):
+            for name in names:
+                kind, stem = classify(name)
+                if isinstance(key := to_key(stem), bytes):
+                    self.execute(f"{before} SELECT ?, ?, ?{after}", (identifier, key, int(kind)))
+        return self._connection.total_changes - start
+
+    def _recount(self, identifier: int, gained: int, *, edits: int) -> None:
+        """Count an hour after its rows changed. They are those of no listing then, until HourListed says of which."""
         ((before, after),) = self.execute(
-            "SELECT hidden, (SELECT count(*) FROM marker m JOIN segment s ON s.hour = m.hour AND s.stem = m.stem"  # noqa: S608
-            f" WHERE m.hour = ?1 AND {IS_HIDDEN}) FROM hour WHERE id = ?1",
+            "SELECT hidden, (SELECT count(*) FROM (SELECT DISTINCT stem FROM marker WHERE hour = ?1) m"  # noqa: S608
+            f" JOIN segment s ON s.hour = ?1 AND s.stem = m.stem WHERE {IS_HIDDEN}) FROM hour WHERE id = ?1",
             (identifier,),
         )
-        self.execute("UPDATE hour SET files = files + ?, hidden = ? WHERE id = ?", (gained, after, identifier))
+        self.execute(
+            "UPDATE hour SET files = files + ?, hidden = ?, edits = edits + ?, digest = NULL, settled = 0 WHERE id = ?",
+            (gained, after, edits, identifier),
+        )
         self.tally.files[identifier >> HOUR_BITS] += gained
         self.tally.hidden[identifier >> HOUR_BITS] += after - before
 
@@ -240,6 +245,8 @@ class Writer:
                 self.execute("DELETE FROM marker WHERE id = ?", (marker,))
                 self.tally.markers -= 1
                 gone.append(stem)
+        if gone:
+            self._recount(identifier, 0, edits=1)
         return gone
 
     # -- places, peers, facts -----------------------------------------------------------------------------------------
@@ -265,20 +272,23 @@ class Writer:
         Each new one gets every marker that can be pushed. Returns the names added and forgotten. Called at start, in
         transactions of bounded size.
         """
-        known = {name: (i, target) for i, name, target in self.execute("SELECT id, name, target FROM peer").fetchall()}
-        forgotten = [name for name, (_, target) in known.items() if wanted.get(name) != target]
-        for name in forgotten:
+        with files.translated(self.path):
+            known = {name: (i, target) for i, name, target in self.execute("SELECT id, name, target FROM peer").fetchall()}
+        outdated = [name for name, (_, target) in known.items() if wanted.get(name) != target]
+        for name in outdated:
             self._forget_peer(known[name][0])
-        added = [name for name in wanted if name not in known or name in forgotten]
+        added = [name for name in wanted if name not in known or name in outdated]
         for name in added:
             self._add_peer(name, wanted[name])
         with self.transaction():
             self.execute("UPDATE peer SET up = 0")  # what the last process saw
-        with self._translated():
+        with files.translated(self.path):
             self._load()
-        return added, forgotten
+        return added, [name for name in outdated if known[name][1] != _UNFINISHED]
 
     def _forget_peer(self, peer: int) -> None:
+        with self.transaction():
+            self.execute("UPDATE peer SET target = ? WHERE id = ?", (_UNFINISHED, peer))
         while True:
             with self.transaction():
                 gone = self.execute(
@@ -292,7 +302,7 @@ class Writer:
 
     def _add_peer(self, name: str, target: str) -> None:
         with self.transaction():
-            peer = self.execute("INSERT INTO peer (name, target) VALUES (?, ?)", (name, target)).lastrowid
+            peer = self.execute("INSERT INTO peer (name, target) VALUES (?, ?)", (name, _UNFINISHED)).lastrowid
             (last,) = self.execute("SELECT coalesce(max(id), 0) FROM marker").fetchone()
         for start in range(0, last, TRANSACTION_ROWS):
             with self.transaction():
@@ -301,14 +311,18 @@ class Writer:
                     " SELECT ?, id, ? FROM marker WHERE pushable AND id > ? AND id <= ?",
                     (peer, int(State.PENDING), start, start + TRANSACTION_ROWS),
                 )
+        with self.transaction():
+            self.execute("UPDATE peer SET target = ? WHERE id = ?", (target, peer))
 
     def peer_ids(self) -> dict[str, int]:
         """The key of each peer by name."""
-        return dict(self.execute("SELECT name, id FROM peer").fetchall())
+        with files.translated(self.path):
+            return dict(self.execute("SELECT name, id FROM peer").fetchall())
 
     def fact(self, key: str) -> Any:
         """A value of the agent's own; None where it was never set."""
-        row = self.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        with files.translated(self.path):
+            row = self.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
         return row[0] if row else None
 
     def set_fact(self, key: str, value: str | int | float | None) -> None:

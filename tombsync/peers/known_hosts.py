@@ -103,9 +103,14 @@ def _matches(patterns: str, name: str) -> bool:
 
 
 def _wildcard(pattern: str, name: str) -> bool:
-    # Only * and ? are special here; brackets belong to [host]:port, so fnmatch would be wrong.
-    if not pattern:
-        return not name
-    if pattern[0] == "*":
-        return any(_wildcard(pattern[1:], name[i:]) for i in range(len(name) + 1))
-    return bool(name) and pattern[0] in ("?", name[0]) and _wildcard(pattern[1:], name[1:])
+    # Only * and ? are special here; brackets belong to [host]:port, so fnmatch would be wrong. Kept are the places of the
+    # name that the pattern so far can reach, so that no line, however strange, takes long.
+    reached = {0}
+    for character in pattern:
+        if character == "*":
+            reached = set(range(min(reached), len(name) + 1))
+        else:
+            reached = {at + 1 for at in reached if at < len(name) and character in ("?", name[at])}
+        if not reached:
+            return False
+    return len(name) in reached

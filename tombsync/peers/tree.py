@@ -56,7 +56,7 @@ class TreeSession:
         self.peer = peer
         self._root = os.fsencode(root.rstrip("/"))
         self._transport = transport
-        self._channel = channel
+        self.channel = channel
         self._descriptor = channel.fileno()
         self._parser = wire.Parser()
         self._out: list[bytes] = []
@@ -195,8 +195,10 @@ class TreeSession:
 
     def _placed(self, job: Job, path: bytes, handle: bytes) -> Steps:
         """It stands and hides there; now make it durable."""
-        if self.can_sync and self._in_hour[job.marked.hour] == 1:
+        if self.can_sync and self._in_hour[job.marked.hour] == 1 and self._may_sync():
+            self._syncs_running += 1
             reply = yield (wire.fsync, handle)
+            self._syncs_running -= 1
             self._request(None, (wire.close, handle))
             return self._durability(job, reply)
         self._request(None, (wire.close, handle))
@@ -276,10 +278,12 @@ class TreeSession:
         else:
             del self._in_hour[hour]
 
+    def _may_sync(self) -> bool:
+        # Each sync holds the server up, and with it every placing behind it: no more in flight than the round trip hides.
+        return self._syncs_running < window(self.round_trip_s, _SYNC_S, least=1, most=_MOST_SYNCS)
+
     def _start_syncs(self) -> None:
-        # Each sync holds the server up, so there are only as many in flight as the round trip hides.
-        most = window(self.round_trip_s, _SYNC_S, least=1, most=_MOST_SYNCS)
-        while self._sync_queue and self._syncs_running < most:
+        while self._sync_queue and self._may_sync():
             hour = self._sync_queue.popleft()
             self._syncs_running += 1
             self._advance(self._sync_hour(hour), None)
@@ -299,12 +303,12 @@ class TreeSession:
     def _receive(self) -> bool:
         heard = False
         while True:
-            if not self._channel.recv_ready():
-                if self._channel.closed or self._channel.eof_received or not self._transport.is_active():
+            if not self.channel.recv_ready():
+                if self.channel.closed or self.channel.eof_received or not self._transport.is_active():
                     raise errors.PeerLost(self.peer)
                 return heard
             try:
-                data = self._channel.recv(_RECEIVE_BYTES)
+                data = self.channel.recv(_RECEIVE_BYTES)
             except (OSError, EOFError, paramiko.SSHException) as exc:
                 raise errors.PeerLost(self.peer, str(exc)) from exc
             if not data:
@@ -334,7 +338,7 @@ class TreeSession:
 
     def _send(self, data: bytes) -> None:
         try:
-            self._channel.sendall(data)
+            self.channel.sendall(data)
         except TimeoutError as exc:
             raise errors.PeerTimeout(self.peer, "it takes no more requests") from exc
         except (OSError, EOFError, paramiko.SSHException) as exc:
@@ -345,9 +349,9 @@ class TreeSession:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise errors.PeerTimeout(self.peer, "while opening SFTP")
-            self._channel.settimeout(min(left, REPLY_TIMEOUT_S))
+            self.channel.settimeout(min(left, REPLY_TIMEOUT_S))
             try:
-                data = self._channel.recv(_RECEIVE_BYTES)
+                data = self.channel.recv(_RECEIVE_BYTES)
             except TimeoutError as exc:
                 raise errors.PeerTimeout(self.peer, "while opening SFTP") from exc
             except (OSError, EOFError, paramiko.SSHException) as exc:
@@ -356,7 +360,7 @@ class TreeSession:
                 raise errors.SftpRefused(self.peer, "the channel was closed at once")
             with self._protocol():
                 for packet in self._parser.feed(data):
-                    self._channel.settimeout(REPLY_TIMEOUT_S)
+                    self.channel.settimeout(REPLY_TIMEOUT_S)
                     return packet
 
     @contextlib.contextmanager

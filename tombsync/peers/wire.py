@@ -102,15 +102,17 @@ class Parser:
         """Yield (type, request id, rest of the body) of each whole packet. Raises NotSftp."""
         buffer = self._buffer + data if self._buffer else data
         offset, end = 0, len(buffer)
-        while end - offset >= 9:
-            length, kind, request = _HEAD.unpack_from(buffer, offset)
-            if not 5 <= length <= MAX_PACKET_BYTES:
-                raise NotSftp(f"a packet of {length} bytes")
-            if end - offset < length + 4:
-                break
-            yield kind, request, buffer[offset + 9 : offset + 4 + length]
-            offset += length + 4
-        self._buffer = buffer[offset:]
+        try:
+            while end - offset >= 9:
+                length, kind, request = _HEAD.unpack_from(buffer, offset)
+                if not 5 <= length <= MAX_PACKET_BYTES:
+                    raise NotSftp(f"a packet of {length} bytes")
+                if end - offset < length + 4:
+                    break
+                start, offset = offset + 9, offset + 4 + length
+                yield kind, request, buffer[start:offset]
+        finally:  # also where the reader takes one packet and leaves
+            self._buffer = buffer[offset:]
 
 
 def parse_reply(kind: int, body: bytes) -> Reply:

@@ -13,7 +13,7 @@ from tombsync.audit import Audit, Event
 from tombsync.errors import TreeRefused
 from tombsync.index import HourGone, HourListed, HourRow, MarkersForgotten, Reader, SegmentRows
 from tombsync.metrics import Metrics
-from tombsync.names import Hour, Kind, Marked, mistake_message, printable
+from tombsync.names import Hour, Marked, mistake_message, printable
 from tombsync.tree import Listing, Tree, open_below
 from tombsync.work import TRANSACTION_ROWS, Mailbox, Sighting, Source
 
@@ -125,7 +125,7 @@ class HourVisitor:
             state.left_unsettled = True
         self._mailbox.put_bulk(HourListed(hour, mtime_ns, row.digest, state.number, settled=settled, edits=row.edits))
 
-    def _put_segments(self, hour: Hour, *, add: Sequence[tuple[str, Kind]] = (), drop: Sequence[tuple[str, Kind]] = ()) -> None:
+    def _put_segments(self, hour: Hour, *, add: Sequence[str] = (), drop: Sequence[str] = ()) -> None:
         for start in range(0, len(add), TRANSACTION_ROWS):
             self._mailbox.put_bulk(SegmentRows(hour, add=add[start : start + TRANSACTION_ROWS]))
         for start in range(0, len(drop), TRANSACTION_ROWS):

@@ -49,7 +49,7 @@ class Changes(FileSystemEvent):
     """What one read of the kernel's queue told, tombstones first. `read_ns` is the monotonic clock."""
 
     marked: list[Marked] = field(default_factory=list)
-    segments: list[tuple[Hour, str, Kind, bool]] = field(default_factory=list)
+    segments: list[tuple[Hour, str, bool]] = field(default_factory=list)  # file names, and whether they are there
     disturbed: set[Hour] = field(default_factory=set)  # a tombstone or the directory itself went
     mistakes: list[tuple[Hour, str]] = field(default_factory=list)
     overflowed: bool = False
@@ -186,7 +186,7 @@ class HourEmitter(EventEmitter):
             else:
                 self._changes.disturbed.add(hour)
         elif kind is Kind.TS or kind is Kind.JSON:
-            self._changes.segments.append((hour, stem, kind, present))
+            self._changes.segments.append((hour, name, present))
         elif kind is Kind.MISTAKE and present:
             self._changes.mistakes.append((hour, name))
 

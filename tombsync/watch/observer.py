@@ -12,7 +12,7 @@ from watchdog.observers.api import BaseObserver
 from tombsync.audit import Audit, Event
 from tombsync.index import SegmentRows
 from tombsync.metrics import Metrics
-from tombsync.names import Hour, Kind, mistake_message, printable
+from tombsync.names import Hour, mistake_message, printable
 from tombsync.tree import Tree
 from tombsync.watch.emitter import READ_TIMEOUT_S, Changes, HourEmitter
 from tombsync.work import TRANSACTION_ROWS, Beats, Mailbox, Sighting, Source
@@ -136,11 +136,11 @@ class _Handler(FileSystemEventHandler):
             self._audit.record(Event.MISTAKEN_NAME, mistake_message(hour, name), hour=hour, source=Source.WATCH.value)
 
 
-def _batches(changes: Sequence[tuple[Hour, str, Kind, bool]]) -> Iterator[SegmentRows]:
+def _batches(changes: Sequence[tuple[Hour, str, bool]]) -> Iterator[SegmentRows]:
     """Changes of segments as batches of one hour each; the last word on a name counts."""
-    by_hour: dict[Hour, dict[tuple[str, Kind], bool]] = {}
-    for hour, stem, kind, present in changes:
-        by_hour.setdefault(hour, {})[stem, kind] = present
+    by_hour: dict[Hour, dict[str, bool]] = {}
+    for hour, name, present in changes:
+        by_hour.setdefault(hour, {})[name] = present
     for hour, names in by_hour.items():
         items = list(names.items())
         for start in range(0, len(items), TRANSACTION_ROWS):

@@ -1,0 +1,153 @@
+"""A catch-up of 10,000 tombstones to one peer over a delaying relay, session open, against rsync over the same relay.
+
+    python -m benchmarks.catchup [--count 10000] [--rtt 0,20,50] [--files 1024]
+"""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import subprocess
+import time
+from pathlib import Path
+
+from benchmarks import trees
+from benchmarks.common import Report, measure, parser, touch, work_directory
+from tests.support.agent import AgentProcess, peer_table
+from tests.support.relay import Relay
+from tests.support.sshd import Sshd
+from tombsync.index import index_path
+from tombsync.names import Hour
+from tombsync.plan import State
+
+_HOURS = 10
+
+
+class Through:
+    """A server seen through a relay."""
+
+    def __init__(self, server: Sshd, relay: Relay, known_hosts: Path) -> None:
+        self.host, self.port, self.user, self.root = relay.host, relay.port, server.user, server.root
+        self.key_path, self.known_hosts_path = server.key_path, known_hosts
+        known_hosts.write_text(Path(server.known_hosts_path).read_text().replace(str(server.port), str(relay.port)))
+
+
+def fill(root: Path, count: int) -> None:
+    """`count` tombstones in some hours."""
+    for number in range(count):
+        directory = root / Hour("desertbus", "source", trees.FIRST_HOUR + number % _HOURS).path
+        if number < _HOURS:
+            directory.mkdir(parents=True, exist_ok=True)
+        touch(directory / f"{trees.stem(number % _HOURS, number)}.tombstone")
+
+
+def placed(root: Path) -> int:
+    """Tombstones that stand on the peer."""
+    return sum(len(list(directory.iterdir())) for directory in (root / "desertbus" / "source").iterdir())
+
+
+def by_agent(base: Path, server: Sshd, relay: Relay, delay_s: float, count: int) -> tuple[float, float]:
+    """Seconds until all are placed, and until all are confirmed: from the moment that the stalled session goes on."""
+    through = Through(server, relay, base / "known_hosts")
+    shutil.rmtree(base / "catchup", ignore_errors=True)
+    agent = AgentProcess(base / "catchup", peers=[peer_table("node-b", through)])  # type: ignore[arg-type]
+    clear(server)
+    for number in range(_HOURS):
+        (agent.root / Hour("desertbus", "source", trees.FIRST_HOUR + number).path).mkdir(parents=True)
+    relay.set_delay(0)
+    with agent:
+        while agent.metric("peer_up", peer="node-b") < 1:
+            time.sleep(0.01)
+        relay.set_delay(delay_s)
+        time.sleep(0.2)
+        relay.stall("up")
+        fill(agent.root, count)
+        while agent.metric("tombstones") < count:
+            time.sleep(0.01)
+        connection = sqlite3.connect(f"file:{index_path(str(agent.state_dir))}?mode=ro", uri=True, isolation_level=None)
+        query = f"SELECT count(*) FROM delivery WHERE state = {State.CONFIRMED:d}"
+        begun = time.monotonic()
+        relay.resume("up")
+        peer_root = Path(server.root)
+        while placed(peer_root) < count:
+            time.sleep(0.02)
+        placed_s = time.monotonic() - begun
+        while connection.execute(query).fetchone()[0] < count:
+            time.sleep(0.01)
+        confirmed_s = time.monotonic() - begun
+        connection.close()
+    return placed_s, confirmed_s
+
+
+def clear(server: Sshd) -> None:
+    """An empty tree; renamed away, as removing many files slows what follows on ext4."""
+    root = Path(server.root)
+    if (root / "desertbus").exists():
+        (root / "desertbus").rename(root / f"old-{time.monotonic_ns()}")
+    (root / "desertbus" / "source").mkdir(parents=True)
+
+
+def by_rsync(base: Path, source: Path, server: Sshd, relay: Relay, delay_s: float, *options: str) -> float:
+    """Seconds of rsync over an open ssh connection through the relay."""
+    through = Through(server, relay, base / "known_hosts")
+    clear(server)
+    control = base / "ssh-control"
+    ssh = ["ssh", "-p", str(through.port), "-i", str(through.key_path), "-o", f"UserKnownHostsFile={through.known_hosts_path}",
+           "-o", f"ControlPath={control}"]  # fmt: skip
+    relay.set_delay(0)
+    master = subprocess.Popen([*ssh, "-M", "-N", f"{through.user}@{through.host}"])
+    try:
+        while not control.exists():
+            time.sleep(0.01)
+        relay.set_delay(delay_s)
+        target = f"{through.user}@{through.host}:{server.root}/"
+        command = ["rsync", "-a", *options, "-e", " ".join(ssh), f"{source}/", target]
+        return measure(lambda: subprocess.run(command, check=True))
+    finally:
+        master.terminate()
+        master.wait()
+
+
+def main() -> None:
+    """The command."""
+    options_parser = parser(__doc__)
+    options_parser.add_argument("--count", type=int, default=10_000)
+    options_parser.add_argument("--rtt", default="0,20,50", help="round-trip times in ms")
+    options_parser.add_argument("--files", type=int, default=None, help="open files that the peer's sshd is allowed")
+    options_parser.add_argument("--rounds", type=int, default=3)
+    options = options_parser.parse_args()
+    report = Report("catchup", options.json)
+    with work_directory(options.work) as base, Sshd(limit_open_files=options.files) as server:
+        source = base / "rsync-source"
+        shutil.rmtree(source, ignore_errors=True)
+        fill(source, options.count)
+        with Relay((server.host, server.port)) as relay:
+            for rtt_ms in (float(text) for text in options.rtt.split(",")):
+                compare(report, base, source, server, relay, rtt_ms, options.count, options.rounds)
+    report.close()
+
+
+def compare(
+    report: Report, base: Path, source: Path, server: Sshd, relay: Relay, rtt_ms: float, count: int, rounds: int
+) -> None:
+    """One round-trip time: medians of some rounds, each way in turn."""
+    delay_s = rtt_ms / 2e3
+    ours, plain, synced = [], [], []
+    for _ in range(rounds):
+        ours.append(by_agent(base, server, relay, delay_s, count))
+        plain.append(by_rsync(base, source, server, relay, delay_s))
+        synced.append(by_rsync(base, source, server, relay, delay_s, "--fsync"))
+    middle = rounds // 2
+    placed_s, confirmed_s = sorted(p for p, _ in ours)[middle], sorted(c for _, c in ours)[middle]
+    plain_s, synced_s = sorted(plain)[middle], sorted(synced)[middle]
+    at = f"{rtt_ms:g} ms RTT"
+    report.add(f"{at}: placed", f"{placed_s:.2f} s, rsync -a {plain_s:.2f} s")
+    report.add(f"{at}: placed / rsync -a", round(placed_s / plain_s, 2), must="<= 0.8", ok=placed_s <= 0.8 * plain_s)
+    report.add(f"{at}: confirmed", f"{confirmed_s:.2f} s, rsync -a --fsync {synced_s:.2f} s")
+    report.add(
+        f"{at}: confirmed / rsync -a --fsync", round(confirmed_s / synced_s, 2), must="<= 0.8", ok=confirmed_s <= 0.8 * synced_s
+    )
+
+
+if __name__ == "__main__":
+    main()

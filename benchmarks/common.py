@@ -1,0 +1,163 @@
+"""What every benchmark shares: percentiles, a report, real agents, and seeing a commit from outside."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tombsync.index import index_path
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value below which `share` of the values lie (nearest rank)."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def spread(values: Sequence[float], unit: str = "ms", scale: float = 1e3) -> dict[str, float]:
+    """p50, p99 and max of seconds, in the unit."""
+    return {
+        f"p50_{unit}": round(percentile(values, 0.50) * scale, 3),
+        f"p99_{unit}": round(percentile(values, 0.99) * scale, 3),
+        f"max_{unit}": round(max(values) * scale, 3),
+        "count": len(values),
+    }
+
+
+class Report:
+    """Collects figures and prints each as a line; with --json as one document at the end."""
+
+    def __init__(self, name: str, as_json: bool) -> None:
+        self.figures: dict[str, Any] = {}
+        self._name = name
+        self._as_json = as_json
+
+    def add(self, figure: str, value: Any, *, must: str = "", ok: bool | None = None) -> None:
+        """One figure; `must` is what it has to reach, `ok` whether it did."""
+        entry: dict[str, Any] = {"value": value}
+        if must:
+            entry |= {"must": must, "ok": ok}
+        self.figures[figure] = entry
+        if not self._as_json:
+            verdict = "" if ok is None else ("  ok" if ok else "  MISSED")
+            print(f"{figure}: {value}" + (f"  (must: {must}){verdict}" if must else ""), flush=True)
+
+    def note(self, text: str) -> None:
+        """A line of progress."""
+        print(f"# {text}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Print the document."""
+        if self._as_json:
+            print(json.dumps({"benchmark": self._name, "machine": machine(), "figures": self.figures}, indent=2))
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    cpu = ""
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("model name"):
+                cpu = line.partition(":")[2].strip()
+                break
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "sqlite": sqlite3.sqlite_version,
+    }
+
+
+def parser(text: str | None) -> argparse.ArgumentParser:
+    """The options that all share."""
+    made = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--json", action="store_true", help="one JSON document")
+    made.add_argument("--work", type=Path, help="where trees are kept between runs (default: a temporary directory)")
+    return made
+
+
+@contextmanager
+def work_directory(given: Path | None) -> Iterator[Path]:
+    """A directory for trees and state, removed at the end unless it was given."""
+    if given is not None:
+        given.mkdir(parents=True, exist_ok=True)
+        yield given
+        return
+    with tempfile.TemporaryDirectory(prefix="tombsync-bench-") as made:
+        yield Path(made)
+
+
+class CommitWatch:
+    """Sees from another process when a stem is hidden. One thread's."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._connection = sqlite3.connect(f"file:{index_path(str(state_dir))}?mode=ro", uri=True, isolation_level=None)
+
+    def newest(self) -> int:
+        """The key of the newest marker."""
+        found: int = self._connection.execute("SELECT coalesce(max(id), 0) FROM marker").fetchone()[0]
+        return found
+
+    def wait_newer(self, key: int, *, pause_s: float = 0.0, timeout_s: float = 60.0) -> float:
+        """The monotonic time at which a marker newer than `key` was seen, by asking again and again."""
+        deadline = time.monotonic() + timeout_s
+        while self.newest() <= key:
+            if time.monotonic() > deadline:
+                raise TimeoutError("nothing was hidden")
+            if pause_s:
+                time.sleep(pause_s)
+        return time.monotonic()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+
+def touch(path: Path) -> float:
+    """Create an empty file and return the monotonic time right before."""
+    begun = time.monotonic()
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+    return begun
+
+
+def measure(run: Callable[[], object]) -> float:
+    """Seconds that a call takes."""
+    begun = time.perf_counter()
+    run()
+    return time.perf_counter() - begun
+
+
+def warm_find(root: Path, repeats: int = 3) -> float:
+    """Seconds of `find ROOT -name '*.tombstone'`, the best of some after one to warm the cache."""
+    command = ["find", str(root), "-name", "*.tombstone"]
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+    return min(measure(lambda: subprocess.run(command, stdout=subprocess.DEVNULL, check=True)) for _ in range(repeats))
+
+
+def rss_mib(pid: int) -> float:
+    """Resident memory of a process."""
+    with open(f"/proc/{pid}/status", encoding="ascii") as file:
+        for line in file:
+            if line.startswith("VmRSS"):
+                return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process."""
+    with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+        fields = file.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,228 @@
+"""touch -> hidden (committed in the index), seen from another process, against a bare inotify read plus one bare commit.
+
+    python -m benchmarks.hide [--hours 556] [--touches 1000] [--only idle,rescan,first,catchup]
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmarks import load, trees
+from benchmarks.common import CommitWatch, Report, parser, percentile, spread, touch, work_directory
+from tests.support.agent import AgentProcess, peer_table
+from tests.support.sshd import Sshd
+from tombsync.names import Hour
+
+_PAUSE_S = 0.003  # between touches, so that each meets an idle agent
+_LOOK_S = 0.0001  # between looks beside other load: two cores are shared
+
+_BARE = """
+import os, sqlite3, sys
+from inotify_simple import INotify, flags
+connection = sqlite3.connect(sys.argv[2], isolation_level=None)
+connection.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA wal_autocheckpoint=0;"
+                         "CREATE TABLE marker (id INTEGER PRIMARY KEY, stem TEXT)")
+inotify = INotify()
+inotify.add_watch(sys.argv[1], flags.CREATE)
+print("ready", flush=True)
+while True:
+    for event in inotify.read():
+        connection.execute("INSERT INTO marker (stem) VALUES (?)", (event.name,))
+"""
+
+
+def touches(directory: Path, watch: CommitWatch, count: int, *, pause_s: float, prefix: str, while_: Callable[[], bool]) -> list[float]:
+    """Touch and wait for the commit, one by one; seconds each."""
+    taken = []
+    for number in range(count):
+        if not while_():
+            break
+        before = watch.newest()
+        begun = touch(directory / f"{prefix}{number}.tombstone")
+        taken.append(watch.wait_newer(before, pause_s=pause_s) - begun)
+        time.sleep(_PAUSE_S)
+    return taken
+
+
+def bare(base: Path, count: int) -> list[float]:
+    """The limit: one process that reads inotify and commits one row, nothing else."""
+    directory, database = base / "bare", base / "bare-state"
+    for path in (directory, database):
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True)
+    file = database / "index.sqlite"
+    with subprocess.Popen([sys.executable, "-c", _BARE, str(directory), str(file)], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            watch = CommitWatch(database)
+            return touches(directory, watch, count, pause_s=0.0, prefix="t", while_=lambda: True)
+        finally:
+            process.kill()
+
+
+def fresh_hour(root: Path, number: int) -> Path:
+    """An hour of its own for the touches of one measurement."""
+    directory = root / Hour("desertbus", "source", trees.FIRST_HOUR + 60_000 + number).path
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    return directory
+
+
+def settle(agent: AgentProcess) -> None:
+    """Wait until the rescans of the start are done."""
+    deadline = time.monotonic() + 600
+    while agent.metric("rescan_seconds_count", kind="full") < 1 or agent.metric("rescan_seconds_count", kind="settle") < 1:
+        if time.monotonic() > deadline:
+            raise TimeoutError("the agent did not settle")
+        time.sleep(0.2)
+    time.sleep(1)
+
+
+def main() -> None:
+    """The command."""
+    options_parser = parser(__doc__)
+    options_parser.add_argument("--hours", type=int, default=556)
+    options_parser.add_argument("--per-hour", type=int, default=1800)
+    options_parser.add_argument("--touches", type=int, default=1000)
+    options_parser.add_argument("--only", default="idle,rescan,first,catchup")
+    options = options_parser.parse_args()
+    report = Report("hide", options.json)
+    wanted = options.only.split(",")
+    with work_directory(options.work) as base:
+        root = trees.kept(base, options.hours, options.per_hour)
+        if "first" in wanted:
+            first(report, base, root, options.touches)
+        if {"idle", "rescan"} & set(wanted):
+            steady(report, base, root, options.touches, wanted)
+        if "catchup" in wanted:
+            catch_up(report, base, options.touches)
+    report.close()
+
+
+def new_agent(base: Path, root: Path, name: str, **more: object) -> AgentProcess:
+    """An agent with an empty index."""
+    shutil.rmtree(base / name, ignore_errors=True)
+    return AgentProcess(base / name, root=root, **more)  # type: ignore[arg-type]
+
+
+@contextmanager
+def started(agent: AgentProcess) -> Iterator[None]:
+    """The agent for the time of a `with` block, however long its first index takes."""
+    try:
+        agent.start(within_s=600)
+        yield
+    finally:
+        agent.kill()
+
+
+def steady(report: Report, base: Path, root: Path, count: int, wanted: list[str]) -> None:
+    """Idle, then beside full rescans and arriving segments."""
+    directory = fresh_hour(root, 0)
+    agent = new_agent(base, root, "steady")
+    with started(agent):
+        settle(agent)
+        watch = CommitWatch(agent.state_dir)
+        limit = bare(base, count)
+        idle = touches(directory, watch, count, pause_s=0.0, prefix="i", while_=lambda: True)
+        p50, p99 = percentile(idle, 0.5), percentile(idle, 0.99)
+        ratio = p50 / percentile(limit, 0.5)
+        report.add("bare", spread(limit))
+        report.add("idle", spread(idle), must="p50 <= 0.5 ms, p99 <= 2 ms", ok=p50 <= 0.0005 and p99 <= 0.002)
+        report.add("idle p50 / bare p50", round(ratio, 2), must="<= 3", ok=ratio <= 3)
+        if "rescan" in wanted:
+            busy = beside_rescans(agent, root, directory, watch, count)
+            report.add("full rescan + 2,000 segments/s", spread(busy), must="p99 <= 10 ms", ok=percentile(busy, 0.99) <= 0.010)
+        watch.close()
+
+
+def beside_rescans(agent: AgentProcess, root: Path, directory: Path, watch: CommitWatch, count: int) -> list[float]:
+    """Full rescans one after another while segments arrive."""
+    taken: list[float] = []
+    with load.segments(root, 2000):
+        rounds = 0
+        while len(taken) < count:
+            before = agent.metric("rescan_seconds_count", kind="full")
+            agent.signal(signal.SIGUSR2)
+            rounds += 1
+
+            def running(before: float = before) -> bool:
+                return len(taken) % 20 != 19 or agent.metric("rescan_seconds_count", kind="full") == before
+
+            taken += touches(directory, watch, min(100, count - len(taken)), pause_s=_LOOK_S, prefix=f"r{rounds}-", while_=running)
+    return taken
+
+
+def first(report: Report, base: Path, root: Path, count: int) -> None:
+    """While the index of the tree is made for the first time."""
+    directory = fresh_hour(root, 1)
+    agent = new_agent(base, root, "first")
+    agent.start(ready=False)
+    try:
+        while agent.metric("watches") < 1 or not os.path.exists(agent.state_dir / "index.sqlite"):
+            time.sleep(0.01)
+        watch = CommitWatch(agent.state_dir)
+        while not watch.newest() and not agent.get("/healthz")[0]:
+            time.sleep(0.01)
+        touch(directory / "begin.tombstone")
+        watch.wait_newer(0, pause_s=_LOOK_S)
+        taken = touches(directory, watch, count, pause_s=_LOOK_S, prefix="f", while_=lambda: not ready(agent))
+        report.add("first index", spread(taken), must="p99 <= 50 ms", ok=percentile(taken, 0.99) <= 0.050)
+        watch.close()
+    finally:
+        agent.kill()
+
+
+_asked = [0.0]
+
+
+def ready(agent: AgentProcess) -> bool:
+    """Whether the first rescan is done; asked ten times a second at most."""
+    if time.monotonic() - _asked[0] < 0.1:
+        return False
+    _asked[0] = time.monotonic()
+    return agent.is_ready()
+
+
+def catch_up(report: Report, base: Path, count: int) -> None:
+    """While 10,000 tombstones go to each of three peers."""
+    root = base / "catchup-tree"
+    shutil.rmtree(root, ignore_errors=True)
+    for number in range(10):
+        directory = root / Hour("desertbus", "source", trees.FIRST_HOUR + number).path
+        directory.mkdir(parents=True)
+        for index in range(1000):
+            touch(directory / f"{trees.stem(number, index)}.tombstone")
+    directory = fresh_hour(root, 2)
+    with Sshd() as one, Sshd() as two, Sshd() as three:
+        servers = (one, two, three)
+        for server in servers:
+            (Path(server.root) / "desertbus" / "source").mkdir(parents=True)
+            server.stop()
+        tables = [peer_table(f"node-{number}", server) for number, server in enumerate(servers)]
+        with new_agent(base, root, "catchup", peers=tables) as agent:
+            watch = CommitWatch(agent.state_dir)
+            for server in servers:
+                server.start()
+            while any(agent.metric("peer_up", peer=f"node-{number}") < 1 for number in range(3)):
+                time.sleep(0.01)
+
+            def running() -> bool:
+                return agent.metric("deliveries", state="pending") > 0 or agent.metric("deliveries", peer="node-2", state="pending") > 0
+
+            taken = touches(directory, watch, count, pause_s=_LOOK_S, prefix="c", while_=running)
+            report.add("catch-up of 10,000 to three peers", spread(taken), must="p99 <= 75 ms", ok=percentile(taken, 0.99) <= 0.075)
+            watch.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,528 @@
+"""The watcher on a real tree: what the kernel tells arrives in the index, whatever comes, goes or is moved.
+
+`Watching` is the watcher with the index behind it and no rescan, so that nothing repairs what it misses; what needs the
+whole agent runs it as a process of its own.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+
+import pytest
+
+from tests.support.agent import AgentProcess, make_hour, peer_table, segment_stem
+from tests.support.sshd import Sshd
+from tests.support.trees import disk, hour_of, listed, marked, need_user_namespace
+from tests.support.waiting import wait_for
+from tombsync.audit import Audit, Record
+from tombsync.index import Reader, Writer, index_path
+from tombsync.intake import Intake
+from tombsync.metrics import Metrics
+from tombsync.names import Hour, hour_number, hour_text
+from tombsync.tree import Tree
+from tombsync.watch import Watch
+from tombsync.work import Beats, Driver, Flush, Mailbox
+
+HOUR = "desertbus/source/2019-11-13T02"
+FENCE = "fence/source/2000-01-01T00"
+FIRST_HOUR = hour_number("2019-11-13T02")
+
+
+class Records:
+    """A sink that keeps what was recorded."""
+
+    def __init__(self) -> None:
+        self.fields: list[dict[str, str]] = []
+
+    def send(self, record: Record) -> None:
+        self.fields.append(record.fields)
+
+    def close(self) -> None:
+        pass
+
+    def of(self, event: str) -> list[dict[str, str]]:
+        return [fields for fields in list(self.fields) if fields["TOMBSYNC_EVENT"] == event]
+
+
+class Watching:
+    """The watcher, the intake and the index on `base/segments`, without any rescan."""
+
+    def __init__(self, base: Path, *, tree: Callable[[str], Tree] = Tree) -> None:
+        self.root = base / "segments"
+        self.fence = self.root / FENCE
+        self.fence.mkdir(parents=True)
+        self.tree = tree(str(self.root))
+        self.identity = self.tree.adopt()
+        self.records = Records()
+        self.disturbed: list[Hour] = []
+        self.rescans = 0
+        self.root_disturbed = threading.Event()
+        self.died: list[BaseException] = []
+        self.path = index_path(str(base))
+        self._fences = 0
+
+    def __enter__(self) -> Watching:
+        self._writer = Writer(self.path)
+        self.mailbox, self.metrics, self.beats = Mailbox(), Metrics(), Beats()
+        self._audit = Audit("node-a", self.records)
+        self._audit.start()
+        intake = Intake(
+            tree=self.tree,
+            writer=self._writer,
+            mailbox=self.mailbox,
+            audit=self._audit,
+            metrics=self.metrics,
+            wake_pushers=lambda: None,
+            watch_answers=lambda: True,
+        )
+        self.watch = Watch(
+            tree=self.tree,
+            mailbox=self.mailbox,
+            audit=self._audit,
+            metrics=self.metrics,
+            beats=self.beats,
+            on_death=self.died.append,
+            on_overflow=self._count_rescan,
+            on_disturbed=self.disturbed.append,
+            on_root_disturbed=self.root_disturbed.set,
+        )
+        self._intake = Driver(intake, self.beats, lambda: None)
+        self._intake.start()
+        self.watch.start()
+        wait_for(self.watch.walked.is_set, "the watcher to have walked the tree")
+        return self
+
+    def _count_rescan(self) -> None:
+        self.rescans += 1
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        stopped = self.watch.stop(10)
+        self.mailbox.close()
+        self._intake.stop()
+        stopped = self._intake.join(10) and stopped
+        self._audit.close()
+        self._writer.close()
+        assert stopped
+        assert not self._intake.failure
+
+    def settle(self) -> None:
+        """Return when everything that happened in the tree so far was taken up.
+
+        The kernel's queue keeps the order, so what came before a mark was read before it; of two marks the second is
+        told apart from the first, after all that came with the first was handed over.
+        """
+        for _ in range(2):
+            self._fences += 1
+            name = f"fence-{self._fences}"
+            (self.fence / f"{name}.tombstone").touch()
+            wait_for(lambda name=name: self.hides(self.fence, name), "a mark to be hidden")  # type: ignore[misc]
+        flush = Flush()
+        self.mailbox.put_bulk(flush)
+        assert flush.done.wait(20)
+
+    def hides(self, directory: Path, stem: str) -> bool:
+        reader = Reader(self.path)
+        try:
+            return reader.marker(marked(directory, stem)) is not None
+        finally:
+            reader.close()
+
+    def listing(self, directory: Path, *, tombstones: bool = False) -> list[str]:
+        reader = Reader(self.path)
+        try:
+            return reader.listing(hour_of(directory), tombstones=tombstones)
+        finally:
+            reader.close()
+
+    def assert_true(self, *directories: Path) -> None:
+        """The index lists these hours as the archive does, and names the same tombstones."""
+        self.settle()
+        for directory in directories:
+            assert self.listing(directory) == listed(directory)
+            assert self.listing(directory, tombstones=True) == listed(directory, tombstones=True)
+
+
+@pytest.fixture
+def watching(tmp_path: Path) -> Iterator[Watching]:
+    with Watching(tmp_path) as running:
+        yield running
+
+
+def idle(agent: AgentProcess) -> AgentProcess:
+    """An agent whose first rescans are over: what is hidden from now on, the watcher has seen."""
+    wait_for(lambda: agent.metric("rescan_last_completed_timestamp_seconds", kind="full"), "the first full rescan")
+    return agent
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Iterator[AgentProcess]:
+    with AgentProcess(tmp_path) as running:
+        yield idle(running)
+
+
+def markers(agent: AgentProcess) -> dict[str, str]:
+    """Every hidden stem by its path, and who saw it first."""
+    reader = agent.reader()
+    try:
+        return {row.marked.path: row.source for row in reader.marker_rows(limit=1 << 30)}
+    finally:
+        reader.close()
+
+
+# -- tombstones come ----------------------------------------------------------------------------------------------------
+
+
+def test_a_directory_made_with_a_tombstone_in_it_at_once_is_never_missed(agent: AgentProcess) -> None:
+    made = set()
+    for number in range(1000):
+        # Every third has a channel of its own, every third a quality, every third only an hour.
+        channel, quality = f"channel{number // 3}", f"quality{(number % 3 + 1) // 2}"
+        directory = agent.root / channel / quality / hour_text(FIRST_HOUR + number)
+        directory.mkdir(parents=True)
+        (directory / f"{segment_stem()}.tombstone").touch()
+        made.add(f"{channel}/{quality}/{directory.name}/{segment_stem()}")
+
+    wait_for(lambda: agent.metric("tombstones") == 1000, "all of them to be hidden")
+    assert markers(agent) == dict.fromkeys(made, "watch")
+    assert agent.metric("missed_by_watch_total") == 0
+
+
+def test_files_renamed_into_place_are_seen(watching: Watching, tmp_path: Path) -> None:
+    hour = make_hour(watching.root, HOUR, segments=0)
+    stem, other = segment_stem(0), segment_stem(2)
+    (hour / f".{stem}.ts.temp").write_bytes(b"segment")  # as the archive's downloader does
+    (hour / f".{stem}.ts.temp").rename(hour / f"{stem}.ts")
+    outside = tmp_path / "outside.ts"
+    outside.write_bytes(b"segment")
+    outside.rename(hour / f"{other}.ts")
+    watching.assert_true(hour)
+    assert watching.listing(hour) == [f"{stem}.ts", f"{other}.ts"]
+
+    (tmp_path / "mark").touch()
+    (tmp_path / "mark").rename(hour / f"{stem}.tombstone")
+    (hour / ".mark").touch()
+    (hour / ".mark").rename(hour / f"{other}.tombstone")
+    watching.assert_true(hour)
+    assert watching.listing(hour) == []
+
+
+def test_what_is_no_regular_file_hides_here_and_is_told_to_nobody(tmp_path: Path) -> None:
+    stems = [segment_stem(2 * number) for number in range(4)]
+    with Sshd() as peer:
+        theirs = make_hour(peer.root, HOUR)
+        with AgentProcess(tmp_path, peers=[peer_table("node-b", peer)]) as agent:
+            hour = make_hour(agent.root, HOUR, segments=4)
+            (hour / f"{stems[0]}.tombstone").mkdir()
+            (hour / f"{stems[1]}.tombstone").symlink_to("nowhere")
+            os.mkfifo(hour / f"{stems[2]}.tombstone")
+            wait_for(lambda: agent.metric("tombstones") == 3, "all three to be hidden")
+            (hour / f"{stems[3]}.tombstone").touch()
+            wait_for((theirs / f"{stems[3]}.tombstone").exists, "the regular one to arrive")
+
+            wait_for(lambda: agent.listing(hour_of(hour)) == [], "everything to be hidden")
+            assert [name for name in os.listdir(theirs) if name.endswith(".tombstone")] == [f"{stems[3]}.tombstone"]
+            assert [agent.states(f"{HOUR}/{stem}") for stem in stems[:3]] == [{}, {}, {}]
+            told = wait_for(lambda: (found := agent.records("not-regular")) and len(found) == 3 and found)
+            assert {record["TOMBSYNC_SEGMENT"] for record in told} == {f"{HOUR}/{stem}" for stem in stems[:3]}
+
+
+WEIRD = ("two\nlines", "tab\there", "bell\x07", "\udcff\udcfe not utf-8", "\x1b[31mred", "ein schöner Tag", "a b")
+
+
+def test_weird_names_are_hidden_exactly_and_told_in_one_line_each(agent: AgentProcess) -> None:
+    hour = make_hour(agent.root, HOUR, segments=0)
+    for stem in WEIRD:
+        (hour / f"{stem}.ts").write_bytes(b"segment")
+        (hour / f"{stem}.json").write_bytes(b"{}")
+        (hour / f"{stem} stays.ts").write_bytes(b"segment")
+    wait_for(lambda: agent.listing(hour_of(hour)) == listed(hour), "all of them to be listed")
+    assert len(agent.listing(hour_of(hour))) == 3 * len(WEIRD)
+
+    for stem in WEIRD:
+        (hour / f"{stem}.tombstone").touch()
+    wait_for(lambda: agent.metric("tombstones") == len(WEIRD), "all of them to be hidden")
+    assert all(agent.hides(marked(hour, stem)) for stem in WEIRD)
+    assert agent.listing(hour_of(hour)) == listed(hour) == sorted(f"{stem} stays.ts" for stem in WEIRD)
+    assert agent.listing(hour_of(hour), tombstones=True) == listed(hour, tombstones=True)
+
+    wait_for(lambda: len(agent.records("hidden")) >= len(WEIRD), "the journal to tell")
+    text = agent.log.read_text(encoding="ascii")  # every byte that is no printable ASCII is escaped, by JSON or by us
+    lines = [line for line in text.splitlines() if '"TOMBSYNC_EVENT": "hidden"' in line]
+    assert len(lines) == len(WEIRD)
+    shown = {record["TOMBSYNC_SEGMENT"].removeprefix(f"{HOUR}/") for record in agent.records("hidden")}
+    assert shown == {
+        "two\\nlines", "tab\\there", "bell\\x07", "\\xff\\xfe not utf-8", "\\x1b[31mred", "ein schöner Tag", "a b"
+    }  # fmt: skip
+
+
+def test_a_channel_of_a_weird_name_breaks_no_listing_and_no_scrape(agent: AgentProcess) -> None:
+    hours = [make_hour(agent.root, f"{name}/{name}/2019-11-13T02") for name in WEIRD]
+    for hour in hours:
+        (hour / f"{segment_stem()}.tombstone").touch()
+    for hour in hours:
+        wait_for(lambda hour=hour: agent.hides(marked(hour, segment_stem())), "it to be hidden")  # type: ignore[misc]
+        wait_for(lambda hour=hour: agent.listing(hour_of(hour)) == listed(hour), "it to be listed")  # type: ignore[misc]
+    assert agent.get("/metrics")[0] == 200
+    assert agent.metric("segments", channel="\\\\xff\\\\xfe not utf-8", state="visible") == 2
+
+
+# -- segments come and go -------------------------------------------------------------------------------------------------
+
+
+def test_segments_made_renamed_and_removed_keep_the_index_true(watching: Watching) -> None:
+    hour, other = make_hour(watching.root, HOUR), make_hour(watching.root, "desertbus/480p/2019-11-13T02")
+    watching.assert_true(hour, other)
+    (hour / f"{segment_stem(0)}.ts").rename(hour / f"{segment_stem(100)}.ts")
+    (hour / f"{segment_stem(2)}.ts").rename(other / f"{segment_stem(200)}.ts")
+    (hour / f"{segment_stem(4)}.ts").unlink()
+    (hour / f"{segment_stem(4)}.json").write_bytes(b"{}")
+    watching.assert_true(hour, other)
+    assert watching.listing(hour) == [f"{segment_stem(4)}.json", f"{segment_stem(100)}.ts"]
+
+
+def test_the_index_is_true_after_any_order_of_changes(watching: Watching) -> None:
+    """Few names and many changes, so that most of them meet a name that came or went a moment ago."""
+    dice = random.Random(20191113)
+    hours = [make_hour(watching.root, f"desertbus/source/{hour_text(FIRST_HOUR + n)}", segments=0) for n in range(3)]
+    names = [f"{prefix}s{n}{kind}" for n in range(4) for kind in (".ts", ".json") for prefix in ("", ".")]
+
+    def some_path() -> Path:
+        return dice.choice(hours) / dice.choice(names)
+
+    for _ in range(20):
+        for _ in range(200):
+            path = some_path()
+            try:
+                match dice.randrange(3):
+                    case 0:
+                        path.touch()
+                    case 1:
+                        path.unlink()
+                    case _:
+                        path.rename(some_path())
+            except FileNotFoundError:
+                pass
+        watching.assert_true(*hours)
+
+
+def test_names_with_a_dot_in_front_are_never_listed_and_hide_nothing(watching: Watching) -> None:
+    hour = make_hour(watching.root, HOUR, segments=1)
+    stem = segment_stem(0)
+    for name in (f".{stem}.ts", f".{stem}.json", f".{stem}.tombstone", ".ts", ".json", ".tombstone"):
+        (hour / name).touch()
+    watching.assert_true(hour)
+    assert watching.listing(hour, tombstones=True) == [f"{stem}.ts"]
+
+
+@pytest.mark.parametrize("extension", [".ts", ".json", ".tombstone"])
+def test_a_mistaken_name_hides_nothing_and_the_right_one_is_told(watching: Watching, extension: str) -> None:
+    hour = make_hour(watching.root, HOUR, segments=1)
+    stem = segment_stem(0)
+    (hour / f"{stem}{extension}.tombstone").touch()
+    watching.settle()
+    assert not watching.hides(hour, stem)
+    assert watching.listing(hour) == [f"{stem}.ts"]
+    (told,) = watching.records.of("mistaken-name")
+    assert told["MESSAGE"].endswith(f"the tombstone of that segment is {stem}.tombstone")
+    assert told["TOMBSYNC_HOUR"] == "2019-11-13T02"
+
+
+# -- directories come, go and move --------------------------------------------------------------------------------------
+
+
+def fill(directory: Path, *, segments: int = 3) -> Path:
+    """An hour directory with some segments, one of them marked."""
+    directory.mkdir(parents=True)
+    for number in range(segments):
+        (directory / f"{segment_stem(2 * number)}.ts").write_bytes(b"segment")
+    (directory / f"{segment_stem(0)}.tombstone").touch()
+    return directory
+
+
+def test_an_hour_that_is_moved_in_is_taken_up_whole(watching: Watching, tmp_path: Path) -> None:
+    hour = watching.root / HOUR
+    hour.parent.mkdir(parents=True)
+    fill(tmp_path / "outside").rename(hour)
+    watching.assert_true(hour)
+    assert len(watching.listing(hour)) == 2
+
+    (hour / f"{segment_stem(2)}.tombstone").touch()  # and is watched
+    watching.assert_true(hour)
+    assert len(watching.listing(hour)) == 1
+
+
+def test_what_happens_in_an_hour_that_was_moved_away_is_not_believed(watching: Watching, tmp_path: Path) -> None:
+    hour = fill(watching.root / HOUR)
+    watching.assert_true(hour)
+    outside = tmp_path / "outside"
+    hour.rename(outside)
+    (outside / f"{segment_stem(2)}.tombstone").touch()
+    (outside / "later.ts").touch()
+    watching.settle()
+    assert hour_of(hour) in watching.disturbed
+    (outside / f"{segment_stem(4)}.tombstone").touch()
+    watching.settle()
+    assert [watching.hides(hour, segment_stem(second)) for second in (0, 2, 4)] == [True, False, False]
+    assert "later.ts" not in watching.listing(hour)
+
+
+def test_an_hour_that_is_renamed_speaks_for_its_new_name_only(watching: Watching) -> None:
+    old, new = fill(watching.root / HOUR), watching.root / "desertbus/source/2019-11-13T05"
+    watching.assert_true(old)
+    old.rename(new)
+    (new / f"{segment_stem(2)}.tombstone").touch()
+    watching.assert_true(new)
+    assert hour_of(old) in watching.disturbed  # the rescan looks, and drops its rows
+    assert not watching.hides(old, segment_stem(2))
+    (new / f"{segment_stem(4)}.tombstone").touch()
+    watching.assert_true(new)
+    assert not watching.hides(old, segment_stem(4))
+
+
+def test_an_hour_moved_out_and_made_again_is_the_new_directory(watching: Watching, tmp_path: Path) -> None:
+    """In quick succession, as this once ended the thread of the stock emitter."""
+    hour = watching.root / HOUR
+    hour.mkdir(parents=True)
+    for number in range(100):
+        outside = tmp_path / f"outside{number}"
+        hour.rename(outside)
+        hour.mkdir()
+        (outside / f"outside{number}.tombstone").touch()
+        (hour / f"inside{number}.tombstone").touch()
+        (hour / f"inside{number}.ts").touch()
+    watching.assert_true(hour)
+    assert all(watching.hides(hour, f"inside{number}") for number in range(100))
+    assert not any(watching.hides(hour, f"outside{number}") for number in range(100))
+
+
+@pytest.mark.parametrize("level", ["desertbus", "desertbus/source"])
+def test_a_channel_or_quality_that_is_moved_away_and_back(watching: Watching, tmp_path: Path, level: str) -> None:
+    hours = [fill(watching.root / f"desertbus/source/{hour_text(FIRST_HOUR + n)}") for n in range(3)]
+    other = fill(watching.root / "desertbus2/source/2019-11-13T02")
+    watching.assert_true(*hours, other)
+    watches = watching.watch.watches
+    rescans = watching.rescans
+
+    (watching.root / level).rename(tmp_path / "outside")
+    for path in (tmp_path / "outside").rglob("2019*"):
+        (path / f"{segment_stem(2)}.tombstone").touch()
+    watching.settle()
+    assert not any(watching.hides(hour, segment_stem(2)) for hour in hours)
+    assert watching.rescans > rescans or {hour_of(hour) for hour in hours} <= set(watching.disturbed), "their rows would stay"
+    assert watching.watch.watches == watches - (5 if level == "desertbus" else 4)
+
+    (tmp_path / "outside").rename(watching.root / level)
+    watching.assert_true(*hours, other)
+    assert watching.watch.watches == watches
+    for hour in hours:
+        (hour / f"{segment_stem(4)}.tombstone").touch()
+    watching.assert_true(*hours, other)
+    assert all(watching.hides(hour, segment_stem(second)) for hour in hours for second in (2, 4))
+
+
+@pytest.mark.parametrize("level", ["desertbus", "desertbus/source"])
+def test_a_channel_or_quality_that_is_renamed(watching: Watching, level: str) -> None:
+    hours = [fill(watching.root / f"desertbus/source/{hour_text(FIRST_HOUR + n)}") for n in range(3)]
+    watching.assert_true(*hours)
+    watches, rescans = watching.watch.watches, watching.rescans
+
+    (watching.root / level).rename(watching.root / f"{level}2")
+    renamed = [watching.root / f"{level}2" / hour.relative_to(watching.root / level) for hour in hours]
+    for hour in renamed:
+        (hour / f"{segment_stem(2)}.tombstone").touch()
+    watching.assert_true(*renamed)
+    assert not any(watching.hides(hour, segment_stem(2)) for hour in hours)
+    assert watching.rescans > rescans or {hour_of(hour) for hour in hours} <= set(watching.disturbed), "their rows would stay"
+    assert watching.watch.watches == watches
+
+
+def test_an_hour_that_is_removed_with_all_its_files(watching: Watching) -> None:
+    hour = fill(watching.root / HOUR)
+    watching.assert_true(hour)
+    watches = watching.watch.watches
+    shutil.rmtree(hour)
+    watching.settle()
+    assert watching.watch.watches == watches - 1
+    assert watching.listing(hour) == []
+    assert hour_of(hour) in watching.disturbed
+    fill(hour)
+    watching.assert_true(hour)
+    assert watching.watch.watches == watches
+
+
+def test_a_tombstone_that_is_removed_or_renamed_is_looked_after(watching: Watching) -> None:
+    hour = fill(watching.root / HOUR)
+    watching.assert_true(hour)
+    (hour / f"{segment_stem(0)}.tombstone").rename(hour / f"{segment_stem(2)}.tombstone")
+    watching.settle()
+    assert watching.disturbed == [hour_of(hour)]
+    assert watching.hides(hour, segment_stem(0)) and watching.hides(hour, segment_stem(2))
+    (hour / f"{segment_stem(2)}.tombstone").unlink()
+    watching.settle()
+    assert watching.disturbed == [hour_of(hour)] * 2
+
+
+def test_a_channel_that_was_empty_at_the_start_is_watched(tmp_path: Path) -> None:
+    (tmp_path / "segments/desertbus").mkdir(parents=True)
+    (tmp_path / "segments/desertbus2/source").mkdir(parents=True)
+    with Watching(tmp_path) as watching:
+        hours = [fill(watching.root / HOUR), fill(watching.root / "desertbus2/source/2019-11-13T02")]
+        watching.assert_true(*hours)
+
+
+def test_a_channel_that_grows_while_the_tree_is_walked_is_watched(tmp_path: Path) -> None:
+    """Each directory is made in the moment in which a walk that lists before it watches would miss it."""
+
+    class Growing(Tree):
+        def places(self, root_fd: int) -> Iterator[tuple[str, str]]:
+            for place in super().places(root_fd):
+                (tmp_path / "segments" / place[0] / "new").mkdir(exist_ok=True)
+                yield place
+
+        def hours(self, root_fd: int, channel: str, quality: str) -> list[str]:
+            found = super().hours(root_fd, channel, quality)
+            (tmp_path / "segments" / channel / quality / "2019-11-13T09").mkdir(exist_ok=True)
+            return found
+
+    make_hour(tmp_path / "segments", HOUR)
+    with Watching(tmp_path, tree=Growing) as watching:
+        watching.settle()
+        hours = [watching.root / f"desertbus/{quality}/2019-11-13T09" for quality in ("source", "new")]
+        for hour in hours:
+            hour.mkdir(exist_ok=True, parents=True)
+            (hour / f"{segment_stem()}.tombstone").touch()
+        watching.settle()
+        assert all(watching.hides(hour, segment_stem()) for hour in hours)
+
+
+def test_a_year_that_is_moved_in_does_not_keep_a_fresh_tombstone_waiting(watching: Watching, tmp_path: Path) -> None:
+    """The hours of a place that appears at once are taken up in small steps, between which the queue is read."""
+    hour = make_hour(watching.root, "live/source/2019-11-13T02")
+    watching.assert_true(hour)
+    for number in range(2000):
+        directory = tmp_path / "outside" / hour_text(FIRST_HOUR - number)
+        directory.mkdir(parents=True)
+        for second in range(20):
+            (directory / f"{second}.ts").touch()
+    handed: list[int] = []
+    offer_bulk = watching.mailbox.offer_bulk
+    watching.mailbox.offer_bulk = lambda batch: handed.append(batch.rows) or offer_bulk(batch)  # type: ignore[method-assign,func-returns-value]
+    (watching.root / "desertbus").mkdir()
+    (tmp_path / "outside").rename(watching.root / "desertbus/source")
+    (hour / f"{segment_stem()}.tombstone").touch()
+    wait_for(lambda: watching.hides(hour, segment_stem()), "the fresh one to be hidden")
+    assert sum(handed) < 20_000, "it waited for the whole year"
+    first, last = (watching.root / "desertbus/source" / hour_text(FIRST_HOUR - n) for n in (0, 1999))
+    wait_for(lambda: len(watching.listing(last)) == 20, "the year to be taken up")
+    watching.assert_true(first, last, hour)
