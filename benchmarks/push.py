@@ -125,12 +125,12 @@ def through_lsyncd(base: Path, server: Sshd, delay_s: int, count: int) -> list[f
     source.mkdir()
     target = Path(server.root) / f"lsyncd-{delay_s}"
     target.mkdir()
-    ssh = f"-p {server.port} -i {server.key_path} -o UserKnownHostsFile={server.known_hosts_path}"
-    options = ", ".join(f'"{word}"' for word in ssh.split())
+    options = f'{{ UserKnownHostsFile = "{server.known_hosts_path}" }}'
+    ssh = f'{{ identityFile = "{server.key_path}", options = {options}, port = {server.port} }}'
     config.write_text(
         f'settings {{ nodaemon = true, logfile = "{base}/lsyncd.log", statusFile = "{base}/lsyncd.status" }}\n'
         f'sync {{ default.rsyncssh, source = "{source}", host = "{server.user}@{server.host}", targetdir = "{target}",'
-        f" delay = {delay_s}, ssh = {{ port = {server.port}, _extra = {{ {options} }} }} }}\n"
+        f" delay = {delay_s}, ssh = {ssh} }}\n"
     )
     process = subprocess.Popen(["lsyncd", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

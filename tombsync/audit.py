@@ -32,6 +32,7 @@ QUEUE_RECORDS = 20_000  # 12 MB when full (0.6 kB each): a takedown of three hou
 CLOSE_TIMEOUT_S = 2.0
 RETRY_FIRST_S = 0.05
 RETRY_MAX_S = 5.0  # journald restarts within a second or two; its queue then takes everything at once
+LINGER_S = 0.002  # after the first record of a burst: a hide is told to the pushers before it is put into words here
 SEND_TIMEOUT_S = 0.25  # how long one send waits in the kernel for room in journald's queue
 
 _FIELD_FORBIDDEN = re.compile("[^A-Z0-9_]")
@@ -267,7 +268,9 @@ class Audit:
     def _next(self) -> _Entry | None:
         """The oldest entry, which stays queued until it is written; waits for one. None when the thread is to end."""
         with self._condition:
-            self._condition.wait_for(lambda: self._queue or self._closing_at is not None)
+            if not self._queue:
+                self._condition.wait_for(lambda: self._queue or self._closing_at is not None)
+                self._condition.wait_for(lambda: self._closing_at is not None, LINGER_S)
             late = self._closing_at is not None and time.monotonic() >= self._closing_at
             return self._queue[0] if self._queue and not late else None
 

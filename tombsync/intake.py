@@ -99,15 +99,18 @@ class Intake:
             actor=owner_name(sight.owner_uid),
             elapsed_ms=elapsed_s * 1e3,
         )
-        if not sight.regular:
-            self._audit.record(
-                Event.NOT_REGULAR, f"{shown}.tombstone is no regular file: it hides here and is not sent to peers", marked=marked
-            )
-        elif reason := marked.unsafe:
-            self._metrics.rejected.labels(sighting.source.value, "unsafe-name").inc()
-            self._audit.record(
-                Event.REJECTED, f"{shown} is hidden here and is not sent to peers: {reason}", marked=marked, source=sighting.source.value
-            )
+        if not hidden.pushable:
+            self._tell_why_not_pushed(hidden, shown)
+
+    def _tell_why_not_pushed(self, hidden: Hidden, shown: str) -> None:
+        marked, source = hidden.sighting.marked, hidden.sighting.source.value
+        if not hidden.sight.regular:
+            text = f"{shown}.tombstone is no regular file: it hides here and is not sent to peers"
+            self._audit.record(Event.NOT_REGULAR, text, marked=marked, source=source)
+            return
+        self._metrics.rejected.labels(source, "unsafe-name").inc()
+        text = f"{shown} is hidden here and is not sent to peers: {marked.unsafe}"
+        self._audit.record(Event.REJECTED, text, marked=marked, source=source)
 
     def wake(self) -> None:
         """End the wait of a running turn."""

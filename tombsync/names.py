@@ -102,7 +102,8 @@ class Marked(NamedTuple):
     @property
     def unsafe(self) -> str:
         """Why no part of this may be sent to a peer; "" if it may (see `unsafe`)."""
-        return unsafe(self.hour.channel) or unsafe(self.hour.quality) or unsafe(self.stem + TOMBSTONE_SUFFIX)
+        channel, quality, _ = self.hour
+        return _unsafe_again(channel) or _unsafe_again(quality) or unsafe(self.stem + TOMBSTONE_SUFFIX)
 
 
 def classify(name: str) -> tuple[Kind, str]:
@@ -222,10 +223,13 @@ def unsafe(part: str) -> str:
     if _CONTROL_PATTERN.search(part):
         return "a part of the path holds a control character"
     try:
-        too_long = len(os.fsencode(part)) > MAX_NAME_BYTES
+        too_long = (len(part) if part.isascii() else len(os.fsencode(part))) > MAX_NAME_BYTES
     except UnicodeEncodeError:  # a surrogate that stands for no byte, or a character that the locale does not know
         return "a part of the path cannot be a file's name"
     return f"a part of the path is longer than {MAX_NAME_BYTES} bytes" if too_long else ""
+
+
+_unsafe_again = lru_cache(maxsize=1024)(unsafe)  # channels and qualities are few, and asked for each tombstone
 
 
 def strict_hour(channel: str, quality: str, hour: str) -> Hour:

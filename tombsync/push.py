@@ -1,7 +1,7 @@
 """Delivers tombstones to one peer, and asks for them again now and then. One thread a peer, one session a thread.
 
-Newest first: what was just hidden overtakes a backlog, a backlog overtakes a verify. A delivery is taken by its marker's
-key: everything between `_low` and `_high` was taken since the last sweep, so that no query looks at it twice.
+Newest first: what was just hidden overtakes a backlog, a backlog overtakes a verify. A delivery is taken by its
+marker's key: everything between `_low` and `_high` was taken since the last sweep, so that no query looks at it twice.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ log = logging.getLogger(__name__)
 FRESH_S = 10.0  # a tombstone hidden so lately is created without asking first whether it is there
 PING_INTERVAL_S = 30.0  # an idle session is asked something, so that a dead peer shows although nobody marks
 _IDLE_WAIT_S = 5.0  # of a session without work: ten of them must cost nothing (benchmarks/idle.py)
+_REFUSED = {State.REFUSED, State.NOT_SERVED, State.RECEIVED}  # asked again each minute
 _FRESH_ROOM = 32  # fresh tombstones go out even where a backlog fills the window
 
 
 class Pusher:
-    """A worker. All fields belong to its thread but these: `_wake_fd` is written by any; `_uncommitted` loses members in
-    the intake's thread, after their outcome was committed (a set's single operations need no lock); `_session` is read by
-    `stop` to close it.
+    """A worker. All fields belong to its thread but these: `_wake_fd` is written by any; in the intake's thread, after
+    outcomes were committed, `_uncommitted` loses members and `_settled` is appended to (single operations of a set and a
+    deque need no lock); `_session` is read by `stop` to close it.
     """
 
     def __init__(
@@ -68,7 +69,8 @@ class Pusher:
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         # the peer as a whole
         self._failures = 0
-        self._down_since: float | None = None
+        self._down_since: float | None = None  # of the failures in a row
+        self._up_since = 0.0
         self._last_reason = ""
         self._attempt_at = 0.0
         self._halted_at_ns: int | None = None  # mtime of known_hosts when the host key did not match
@@ -76,13 +78,15 @@ class Pusher:
         # its deliveries
         self._submitted: dict[int, Due] = {}  # and not answered
         self._uncommitted: set[int] = set()  # answered, and the outcome not yet in the index
+        self._settled: deque[set[State]] = deque()  # the states of outcomes that are in the index now
         self._high = 0
         self._low: int | None = None
         self._fresh = True
         self._backlog: deque[Due] = deque()
         self._backlog_left = True
         self._sweep_at = float("inf")
-        self._failed_sweeps = 0
+        self._sweep_failed = False  # since it began
+        self._failed_sweeps = 0  # in a row
         # the verify
         self._verify_at: float | None = None
         self._verify_below: int | None = None
@@ -122,20 +126,23 @@ class Pusher:
         if self._reader is None:
             self._reader = Reader(self._index_path)
             self._verify_at = now + self._until_verify()
-        if self._stopped or not self._believed():
+        if self._stopped:
             self._wait(WAIT_S)
             return
-        session = self._session
+        believed, session = self._believed(), self._session
         if session is None:
-            if now < self._attempt_at:
+            if not believed:
+                self._wait(WAIT_S)
+            elif now < self._attempt_at:
                 self._wait(min(WAIT_S, self._attempt_at - now))
             elif self._key_may_match():
-                self._connect()
+                self._connect(now)
             else:
                 self._wait(WAIT_S)
             return
         try:
-            self._feed(session, now)
+            if believed:
+                self._feed(session, now)
             answers = session.collect(time.monotonic())
             if answers:
                 self._heard_at = now
@@ -144,10 +151,12 @@ class Pusher:
                 self._heard_at = now
                 session.ping()
         except PeerError as exc:
-            self._lose(exc)
+            self._lose(exc, now)
             return
-        if not answers:
-            self._wait(self._patience(session, now))
+        if answers:
+            self._wait(0.0)  # no wait, but a look: what is fresh overtakes a backlog that is answered without a pause
+        else:
+            self._wait(self._patience(session, now) if believed else WAIT_S)
 
     def _patience(self, session: Session, now: float) -> float:
         if session.outstanding:
@@ -160,7 +169,7 @@ class Pusher:
     def _wait(self, timeout_s: float) -> None:
         poller = select.poll()
         poller.register(self._wake_fd, select.POLLIN)
-        if self._session is not None:
+        if self._session is not None and not self._stopped:  # one that was closed would poll as readable for ever
             poller.register(self._session.fileno(), select.POLLIN)
         for fd, _ in poller.poll(max(0, int(timeout_s * 1000 + 0.999))):
             if fd == self._wake_fd:
@@ -169,33 +178,36 @@ class Pusher:
 
     # -- the session --------------------------------------------------------------------------------------------------
 
-    def _connect(self) -> None:
+    def _connect(self, now: float) -> None:
+        begun, pinned_at_ns = time.monotonic(), self._known_hosts_mtime_ns()
         try:
             self._session = self._connector.connect()
         except PeerError as exc:
-            self._fail(exc, time.monotonic())
+            if isinstance(exc, HostKeyChanged):
+                self._halted_at_ns = pinned_at_ns
+            self._fail(exc, now + time.monotonic() - begun)
             return
         if self._stopped:
             return
-        was_down = self._down_since is not None
-        self._failures, self._down_since, self._last_reason = 0, None, ""
-        self._heard_at = time.monotonic()
+        self._last_reason = ""
+        self._heard_at = self._up_since = now + time.monotonic() - begun
         self._sweep()
         self._mailbox.put_urgent(PeerReport(self._peer, up=True, at_ns=time.time_ns()))
-        text = f"{self.peer_name} is {'back' if was_down else 'connected'}"
+        text = f"{self.peer_name} is {'connected' if self._down_since is None else 'back'}"
         self._audit.record(Event.PEER_UP, text, peer=self.peer_name)
 
-    def _lose(self, exc: PeerError) -> None:
+    def _lose(self, exc: PeerError, now: float) -> None:
         session, self._session = self._session, None
         if session is not None:
             session.close()
+        if now - self._up_since >= plan.BACKOFF_LAST_S:  # else sessions that end at once would be tried without a pause
+            self._failures, self._down_since = 0, None
         self._submitted.clear()
         self._verifying.clear()
         self._verify.clear()
         self._backlog.clear()
         self._verify_below = None
-        if not self._stopped:
-            self._fail(exc, time.monotonic())
+        self._fail(exc, now)
 
     def _fail(self, exc: PeerError, now: float) -> None:
         if self._stopped:
@@ -210,10 +222,7 @@ class Pusher:
         if exc.reason == self._last_reason:
             return
         self._last_reason = exc.reason
-        event = Event.PEER_DOWN
-        if isinstance(exc, HostKeyChanged):
-            event = Event.HOST_KEY_CHANGED
-            self._halted_at_ns = self._known_hosts_mtime_ns()
+        event = Event.HOST_KEY_CHANGED if isinstance(exc, HostKeyChanged) else Event.PEER_DOWN
         self._audit.record(event, f"{exc}. {exc.hint}", peer=self.peer_name, reason=exc.reason)
 
     def _key_may_match(self) -> bool:
@@ -235,6 +244,7 @@ class Pusher:
     # -- submitting ---------------------------------------------------------------------------------------------------
 
     def _feed(self, session: Session, now: float) -> None:
+        self._plan_sweep(now)
         if self._sweep_at <= now:
             self._sweep()
         if self._fresh:
@@ -294,6 +304,22 @@ class Pusher:
         self._low, self._backlog_left = None, True
         self._backlog.clear()
         self._sweep_at = float("inf")
+        self._sweep_failed = False
+
+    def _plan_sweep(self, now: float) -> None:
+        """What was not delivered is due again, from when that is in the index: a sweep before would not find it."""
+        while self._settled:
+            states = self._settled.popleft()
+            refused = not states.isdisjoint(_REFUSED)
+            if State.PENDING in states and not self._sweep_failed:
+                self._sweep_failed = True
+                self._failed_sweeps += 1
+                pause_s = plan.backoff_s(self._failed_sweeps, 0.0, random=random.random())
+                self._sweep_at = min(self._sweep_at, now + pause_s)
+            elif not (refused or self._sweep_failed):
+                self._failed_sweeps = 0
+            if refused:
+                self._sweep_at = min(self._sweep_at, now + plan.ASK_AGAIN_S)
 
     # -- verifying ----------------------------------------------------------------------------------------------------
 
@@ -311,6 +337,7 @@ class Pusher:
                 if not self._verifying:
                     self._verify_at, self._verify_below = now + self._verify_interval_s, None
                     self._mailbox.put_urgent(PeerVerified(self._peer, time.time_ns()))
+                    self._sweep()  # a delivery can come late to an old marker, which nothing else would find
                 return
             self._verify_below = rows[-1].marker
             self._verify.extend(rows)
@@ -337,9 +364,8 @@ class Pusher:
                 for answer in answers[start : start + TRANSACTION_ROWS]
             ]
             self._mailbox.put_urgent(
-                DeliveryOutcomes(self._peer, outcomes, partial(self._committed, rows, [o.marker for o in outcomes]))
+                DeliveryOutcomes(self._peer, outcomes, partial(self._committed, rows, outcomes))
             )
-        failed = refused = False
         for answer in answers:
             verifying = answer.marker in self._verifying
             self._verifying.discard(answer.marker)
@@ -349,19 +375,15 @@ class Pusher:
                 self._audit.record(Event.RESTORED, text, marked=marked, peer=self.peer_name)
             if answer.reason:
                 self._metrics.push_failures.labels(self.peer_name, answer.reason).inc()
-            failed = failed or answer.state is State.PENDING
-            refused = refused or answer.state in (State.REFUSED, State.NOT_SERVED, State.RECEIVED)
-        if failed:
-            self._failed_sweeps += 1
-            self._sweep_at = min(self._sweep_at, now + plan.backoff_s(self._failed_sweeps, 0.0, random=random.random()))
-        elif not refused:
-            self._failed_sweeps = 0
-        if refused:
-            self._sweep_at = min(self._sweep_at, now + plan.ASK_AGAIN_S)
 
-    def _committed(self, rows: dict[int, Due], markers: list[int], changed: Sequence[tuple[Outcome, State]]) -> None:
+    def _committed(
+        self, rows: dict[int, Due], outcomes: Sequence[Outcome], changed: Sequence[tuple[Outcome, State]]
+    ) -> None:
         """Runs in the intake's thread, after the outcomes are in the index."""
-        self._uncommitted.difference_update(markers)
+        self._uncommitted.difference_update(outcome.marker for outcome in outcomes)
+        self._settled.append({outcome.state for outcome in outcomes})
+        if any(outcome.state in plan.DUE_STATES for outcome in outcomes):
+            self.wake()
         wall_ns = time.time_ns()
         for outcome, before in changed:
             row = rows[outcome.marker]

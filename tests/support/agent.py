@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -147,6 +147,14 @@ class AgentProcess:
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+
+    @contextlib.contextmanager
+    def ending(self) -> Iterator[AgentProcess]:
+        """A `with` block that starts nothing, and at whose end no process is left."""
+        try:
+            yield self
+        finally:
+            self.__exit__(None, None, None)
 
     # -- looking at it ------------------------------------------------------------------------------------------------
 

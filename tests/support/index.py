@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import tombsync
 from tombsync.index import Hidden, SegmentRows, Writer
 from tombsync.index.writer import Tally
-from tombsync.names import Hour, Kind, Marked, hour_number
+from tombsync.names import Hour, Marked, hour_number
 from tombsync.plan import State
-from tombsync.tree import Sight
-from tombsync.work import Sighting, Source
+from tombsync.work import Sight, Sighting, Source
 
 HASH = "7IS92rssMzoSBQDIevHStbTNy-URRV3Vw-jzZ6pwOZM"
 HOUR = Hour("desertbus", "source", hour_number("2019-11-13T02"))
@@ -47,14 +50,14 @@ def hide(writer: Writer, hour: Hour, *stems: str, sight: Sight = REGULAR, now_ns
     return writer.hide(seen(hour, *stems, sight=sight), now_ns)
 
 
-def add(writer: Writer, hour: Hour, *stems: str, kind: Kind = Kind.TS, watched: bool = False) -> None:
+def add(writer: Writer, hour: Hour, *names: str, watched: bool = False) -> None:
     """Put segments into the index."""
-    writer.apply([SegmentRows(hour, add=[(stem, kind) for stem in stems], watched=watched)])
+    writer.apply([SegmentRows(hour, add=names, watched=watched)])
 
 
-def drop(writer: Writer, hour: Hour, *stems: str, kind: Kind = Kind.TS, watched: bool = False) -> None:
+def drop(writer: Writer, hour: Hour, *names: str, watched: bool = False) -> None:
     """Take segments out of the index."""
-    writer.apply([SegmentRows(hour, drop=[(stem, kind) for stem in stems], watched=watched)])
+    writer.apply([SegmentRows(hour, drop=names, watched=watched)])
 
 
 @contextlib.contextmanager
@@ -93,3 +96,31 @@ def assert_counts_are_true(path: str | Path, tally: Tally) -> None:
 
 def _nonzero(items: Iterable[tuple[Any, int]]) -> dict[Any, int]:
     return {key: count for key, count in items if count}
+
+
+def start_python(script: str, *arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
+    """Start a Python of its own that can import tombsync; it says what it has done on its stdout."""
+    package = str(Path(tombsync.__file__).parents[1])
+    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": path},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    """The next line that it says; "" at its end."""
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """SIGKILL, and wait for the end."""
+    process.kill()
+    with process:
+        pass
+    assert process.returncode == -signal.SIGKILL

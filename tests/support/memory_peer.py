@@ -27,7 +27,7 @@ class Entry(NamedTuple):
 
     mode: int
     content: bytes = b""
-    changed: int = 0  # counts up with each change of the tree, in place of a time
+    changed: int = 0  # of a file: differs after every change; in here a count, in a real tree the mtime
 
 
 class MemoryPeer:
@@ -87,7 +87,7 @@ class MemoryPeer:
         """Make a directory and those above it."""
         parts = path.split("/")
         for depth in range(1, len(parts) + 1):
-            self._entries.setdefault("/".join(parts[:depth]), self._entry(DIRECTORY))
+            self._entries.setdefault("/".join(parts[:depth]), Entry(DIRECTORY))
 
     def make_file(self, path: str, content: bytes = b"") -> None:
         """Make or replace a file."""
@@ -186,6 +186,7 @@ class MemorySession:
         self.pings = 0
         self._peer = peer
         self._waiting: deque[Job] = deque()
+        self._lock = threading.Lock()  # held while the descriptor is made to say what is the case
         self._descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     @property
@@ -198,8 +199,10 @@ class MemorySession:
         return max(0, min(waiting, self._peer.window - len(self._waiting)))
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Take jobs. Raises PeerError."""
+        """Take jobs; one that waits for its answer already must not come again. Raises PeerError."""
         self._require_open()
+        again = {job.marker for job in self._waiting} & {job.marker for job in jobs}
+        assert not again, f"submitted while in flight: {sorted(again)}"
         self._peer.submitted.extend(jobs)
         self._waiting.extend(jobs)
         self._show()
@@ -224,8 +227,9 @@ class MemorySession:
 
     def lose(self, failure: PeerError | None = None) -> None:
         """End the session as a fault would; from any thread."""
-        self.failure = failure or PeerLost(self._peer.target.name)
-        os.eventfd_write(self._descriptor, 1)
+        with self._lock:
+            self.failure = failure or PeerLost(self._peer.target.name)
+            os.eventfd_write(self._descriptor, 1)
 
     def close(self) -> None:
         """End the session; from any thread."""
@@ -240,12 +244,8 @@ class MemorySession:
             raise self.failure
 
     def _show(self) -> None:
-        if self._waiting and self._peer.answers_a_turn:
-            os.eventfd_write(self._descriptor, 1)
-        elif self.failure is None:
-            try:
-                os.eventfd_read(self._descriptor)
-            except BlockingIOError:
-                pass
-            if self.failure is not None:  # lost just now, from another thread
+        with self._lock, contextlib.suppress(BlockingIOError):
+            if self._waiting and self._peer.answers_a_turn:
                 os.eventfd_write(self._descriptor, 1)
+            elif self.failure is None:
+                os.eventfd_read(self._descriptor)

@@ -6,6 +6,7 @@ whole agent runs it as a process of its own.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -15,6 +16,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -88,12 +90,13 @@ class Watching:
         )
         self.watch = Watch(
             tree=self.tree,
+            identity=self.identity,
             mailbox=self.mailbox,
             audit=self._audit,
             metrics=self.metrics,
             beats=self.beats,
             on_death=self.died.append,
-            on_overflow=self._count_rescan,
+            on_missed=self._count_rescan,
             on_disturbed=self.disturbed.append,
             on_root_disturbed=self.root_disturbed.set,
         )
@@ -401,9 +404,14 @@ def test_an_hour_moved_out_and_made_again_is_the_new_directory(watching: Watchin
         (outside / f"outside{number}.tombstone").touch()
         (hour / f"inside{number}.tombstone").touch()
         (hour / f"inside{number}.ts").touch()
-    watching.assert_true(hour)
-    assert all(watching.hides(hour, f"inside{number}") for number in range(100))
+    watching.settle()
+    assert watching.hides(hour, "inside99")
     assert not any(watching.hides(hour, f"outside{number}") for number in range(100))
+    assert hour_of(hour) in watching.disturbed
+    assert watching.watch.watches == 7  # ROOT, and twice CHANNEL, QUALITY and HOUR
+    (hour / "later.tombstone").touch()
+    watching.settle()
+    assert watching.hides(hour, "later")
 
 
 @pytest.mark.parametrize("level", ["desertbus", "desertbus/source"])
@@ -481,29 +489,30 @@ def test_a_channel_that_was_empty_at_the_start_is_watched(tmp_path: Path) -> Non
         watching.assert_true(*hours)
 
 
-def test_a_channel_that_grows_while_the_tree_is_walked_is_watched(tmp_path: Path) -> None:
-    """Each directory is made in the moment in which a walk that lists before it watches would miss it."""
+def test_what_is_made_while_the_tree_is_walked_is_watched(tmp_path: Path) -> None:
+    """Right after each listing, directories appear: a walk that watches a directory after it listed it misses them."""
+    root = tmp_path / "segments"
+    made: list[Path] = []
 
     class Growing(Tree):
-        def places(self, root_fd: int) -> Iterator[tuple[str, str]]:
-            for place in super().places(root_fd):
-                (tmp_path / "segments" / place[0] / "new").mkdir(exist_ok=True)
-                yield place
+        @contextlib.contextmanager
+        def open_believed(self, identity: str) -> Iterator[int]:
+            with super().open_believed(identity) as root_fd:
+                yield root_fd
+            number = len(made) // 3
+            if number < 6:
+                for path in (f"channel{number}/source", f"desertbus/quality{number}", "desertbus/source"):
+                    made.append(root / path / hour_text(FIRST_HOUR + 1 + number))
+                    made[-1].mkdir(parents=True)
 
-        def hours(self, root_fd: int, channel: str, quality: str) -> list[str]:
-            found = super().hours(root_fd, channel, quality)
-            (tmp_path / "segments" / channel / quality / "2019-11-13T09").mkdir(exist_ok=True)
-            return found
-
-    make_hour(tmp_path / "segments", HOUR)
+    make_hour(root, HOUR)
     with Watching(tmp_path, tree=Growing) as watching:
         watching.settle()
-        hours = [watching.root / f"desertbus/{quality}/2019-11-13T09" for quality in ("source", "new")]
-        for hour in hours:
-            hour.mkdir(exist_ok=True, parents=True)
+        assert len(made) == 18
+        for hour in made:
             (hour / f"{segment_stem()}.tombstone").touch()
         watching.settle()
-        assert all(watching.hides(hour, segment_stem()) for hour in hours)
+        assert [hour for hour in made if not watching.hides(hour, segment_stem())] == []
 
 
 def test_a_year_that_is_moved_in_does_not_keep_a_fresh_tombstone_waiting(watching: Watching, tmp_path: Path) -> None:
@@ -515,14 +524,298 @@ def test_a_year_that_is_moved_in_does_not_keep_a_fresh_tombstone_waiting(watchin
         directory.mkdir(parents=True)
         for second in range(20):
             (directory / f"{second}.ts").touch()
-    handed: list[int] = []
-    offer_bulk = watching.mailbox.offer_bulk
-    watching.mailbox.offer_bulk = lambda batch: handed.append(batch.rows) or offer_bulk(batch)  # type: ignore[method-assign,func-returns-value]
+    before = watching.watch.watches
     (watching.root / "desertbus").mkdir()
     (tmp_path / "outside").rename(watching.root / "desertbus/source")
-    (hour / f"{segment_stem()}.tombstone").touch()
-    wait_for(lambda: watching.hides(hour, segment_stem()), "the fresh one to be hidden")
-    assert sum(handed) < 20_000, "it waited for the whole year"
+
+    meanwhile = set()  # how many directories were watched when a fresh tombstone was hidden
+    while watching.watch.watches < before + 2002:
+        stem = f"fresh{len(meanwhile)}"
+        (hour / f"{stem}.tombstone").touch()
+        wait_for(lambda stem=stem: watching.hides(hour, stem), "a fresh one to be hidden")  # type: ignore[misc]
+        meanwhile.add(watching.watch.watches)
+    assert len([watches for watches in meanwhile if before + 2 < watches < before + 2002]) >= 3
+
     first, last = (watching.root / "desertbus/source" / hour_text(FIRST_HOUR - n) for n in (0, 1999))
     wait_for(lambda: len(watching.listing(last)) == 20, "the year to be taken up")
     watching.assert_true(first, last, hour)
+
+
+def test_rows_of_what_was_moved_away_go_and_come_back_with_it(agent: AgentProcess, tmp_path: Path) -> None:
+    """The whole agent: the watcher tells, a rescan looks. The marks themselves are kept for a minute."""
+    hours = [fill(agent.root / f"desertbus/source/{hour_text(FIRST_HOUR + n)}") for n in range(3)]
+
+    def is_true() -> bool:
+        return all(agent.listing(hour_of(hour)) == listed(hour) for hour in hours)
+
+    wait_for(is_true, "the index to be true")
+    for path in (hours[0], agent.root / "desertbus/source", agent.root / "desertbus"):
+        path.rename(tmp_path / "outside")
+        wait_for(is_true, f"the rows of {path.name} to go")
+        assert all(agent.hides(marked(hour, segment_stem(0))) for hour in hours)
+        (tmp_path / "outside").rename(path)
+        wait_for(is_true, f"the rows of {path.name} to come back")
+        assert len(agent.listing(hour_of(hours[0]))) == 2
+
+
+# -- the kernel's limits --------------------------------------------------------------------------------------------------
+
+
+def test_an_overflow_is_told_repaired_and_costs_no_watch(agent: AgentProcess) -> None:
+    with open("/proc/sys/fs/inotify/max_queued_events", encoding="ascii") as file:
+        queue = int(file.read())
+    hour = make_hour(agent.root, HOUR)
+    wait_for(lambda: agent.listing(hour_of(hour)) == listed(hour), "the hour to be taken up")
+    before = agent.watched()
+
+    agent.signal(signal.SIGSTOP)
+    for number in range(queue + 500):
+        os.close(os.open(hour / f"{number}.ts", os.O_CREAT | os.O_WRONLY))
+    (hour / "1.tombstone").touch()
+    new = [make_hour(agent.root, f"{place}/2019-11-13T09") for place in ("desertbus/source", "desertbus/new", "new/new")]
+    for directory in new:
+        (directory / f"{segment_stem(0)}.tombstone").touch()
+    agent.signal(signal.SIGCONT)
+
+    wait_for(lambda: agent.metric("watch_overflows_total") == 1, "the overflow to be counted")
+    assert wait_for(lambda: agent.records("overflow"), "the overflow to be told")
+    for directory in (hour, *new):
+        wait_for(lambda d=directory: agent.listing(hour_of(d)) == listed(d), "the index to be true")  # type: ignore[misc]
+    assert agent.hides(marked(hour, "1"))
+    assert agent.watched() >= before
+    inodes = {directory.stat().st_ino for directory in new}
+    wait_for(lambda: inodes <= {inode for _, inode in agent.watched()}, "the new directories to be watched")
+
+    for directory in (hour, *new):
+        (directory / "afterwards.tombstone").touch()
+    paths = {f"{'/'.join(directory.parts[-3:])}/afterwards" for directory in (hour, *new)}
+    wait_for(lambda: paths <= markers(agent).keys(), "marks after the overflow to be hidden")
+    assert {source for path, source in markers(agent).items() if path in paths} == {"watch"}
+    assert agent.metric("watch_overflows_total") == 1
+
+
+def test_at_the_limit_of_watches_the_newest_hours_keep_theirs(tmp_path: Path) -> None:
+    limit = 10  # ROOT, CHANNEL and QUALITY, and seven hours
+    lower = f'echo {limit} >/proc/sys/user/max_inotify_watches && exec "$@"'
+    agent = AgentProcess(tmp_path, prefix=[*need_user_namespace(), "sh", "-c", lower, "sh"])
+    hours = [make_hour(agent.root, f"desertbus/source/{hour_text(FIRST_HOUR + n)}") for n in range(12)]
+    with agent:
+        idle(agent)
+
+        def watched() -> set[str]:
+            inodes = {inode for _, inode in agent.watched()}
+            return {hour.name for hour in hours if hour.stat().st_ino in inodes}
+
+        assert watched() == {hour.name for hour in hours[-7:]}
+        assert agent.metric("watches") == len(agent.watched()) == limit
+        assert agent.metric("watch_errors_total") == 1
+        (told,) = wait_for(lambda: agent.records("watch-limit"), "the limit to be told")
+        assert f"no more than {limit} directories" in told["MESSAGE"]
+        assert "fs.inotify.max_user_watches" in told["MESSAGE"]
+
+        for hour in hours:
+            (hour / f"{segment_stem(0)}.tombstone").touch()
+        wait_for(lambda: len(markers(agent)) >= 7, "the newest to be hidden")
+        assert markers(agent) == {f"desertbus/source/{hour.name}/{segment_stem(0)}": "watch" for hour in hours[-7:]}
+        agent.run("rescan")
+        assert len(markers(agent)) == 12
+        assert agent.metric("missed_by_watch_total") == 5
+
+        # A new hour takes the place of the oldest one, however often.
+        for number in range(12, 15):
+            hours.append(make_hour(agent.root, f"desertbus/source/{hour_text(FIRST_HOUR + number)}"))
+            (hours[-1] / f"{segment_stem(0)}.tombstone").touch()
+            path = f"desertbus/source/{hours[-1].name}/{segment_stem(0)}"
+            wait_for(lambda path=path: agent.hidden(path), "a mark in the new hour to be hidden")  # type: ignore[misc]
+            assert markers(agent)[path] == "watch"
+            assert watched() == {hour.name for hour in hours[-7:]}
+        assert len(agent.records("watch-limit")) == 1
+        for hour in hours:
+            wait_for(lambda hour=hour: agent.listing(hour_of(hour)) == listed(hour), "it to be listed")  # type: ignore[misc]
+
+
+# -- what else is in ROOT ---------------------------------------------------------------------------------------------------
+
+
+def state_of(directory: Path) -> dict[str, tuple[int, int, int]]:
+    """All that is below a directory, with what would tell a change."""
+    found = {}
+    for path in sorted([directory, *directory.rglob("*")]):
+        status = path.lstat()
+        found[str(path)] = (status.st_mtime_ns, status.st_size, status.st_mode)
+    return found
+
+
+def test_other_things_in_root_cost_no_watch_per_file_and_are_left_alone(tmp_path: Path) -> None:
+    root = tmp_path / "segments"
+    hour = make_hour(root, HOUR)
+    maps = root / "coverage-maps"
+    maps.mkdir()
+    for number in range(1000):
+        (maps / f"{number}.tombstone").touch()
+    emotes = root / "emotes/x/y"
+    emotes.mkdir(parents=True)
+    (emotes / "z.tombstone").touch()
+    (root / "file.tombstone").touch()
+    (root / "desertbus/source/notes").mkdir()
+    (root / "desertbus/source/notes/x.tombstone").touch()
+    (root / "desertbus/source/2019-13-13T02").mkdir()
+    for hidden in (".hidden/source", "desertbus/.hidden"):
+        (root / hidden / "2019-11-13T02").mkdir(parents=True)
+        (root / hidden / "2019-11-13T02/x.tombstone").touch()
+    deep = hour / "2019-11-13T03"
+    deep.mkdir()
+    (deep / "x.tombstone").touch()
+    alone = [maps, emotes, root / ".hidden", root / "desertbus/.hidden", root / "desertbus/source/notes", deep]
+    before = [state_of(directory) for directory in alone]
+
+    with AgentProcess(tmp_path) as agent:
+        idle(agent)
+        wanted = [root, root / "desertbus", root / "desertbus/source", hour, maps, root / "emotes", root / "emotes/x"]
+        assert {inode for _, inode in agent.watched()} == {directory.stat().st_ino for directory in wanted}
+        for directory in alone:
+            (directory / "another.tombstone").touch()
+            (directory / "2019-11-13T05").mkdir()
+            (directory / "2019-11-13T05/x.tombstone").touch()
+        after = [state_of(directory) for directory in alone]
+        agent.run("rescan", "--full")
+        (hour / f"{segment_stem(0)}.tombstone").touch()
+        wait_for(lambda: agent.metric("tombstones"), "a mark to be hidden")
+        assert list(markers(agent)) == [f"{HOUR}/{segment_stem(0)}"]
+        assert [state_of(directory) for directory in alone] == after
+        assert before != after  # it is noticed
+        assert sorted(os.listdir(root)) == [".hidden", ".tombsync", "coverage-maps", "desertbus", "emotes", "file.tombstone"]
+        (own,) = os.listdir(root / ".tombsync")
+        assert own.startswith("root-")
+
+
+def test_symlinks_below_root_are_not_followed(agent: AgentProcess, tmp_path: Path) -> None:
+    outside = make_hour(tmp_path / "outside", HOUR)
+    hour = make_hour(agent.root, "real/source/2019-11-13T02")
+    links = {
+        agent.root / "desertbus": tmp_path / "outside/desertbus",
+        agent.root / "real/linked": tmp_path / "outside/desertbus/source",
+        agent.root / "real/source/2019-11-13T03": outside,
+    }
+    for link, target in links.items():
+        link.symlink_to(target)
+    (outside / f"{segment_stem(0)}.tombstone").touch()
+    agent.run("rescan", "--full")
+    (outside / f"{segment_stem(2)}.tombstone").touch()
+    (hour / f"{segment_stem(0)}.tombstone").touch()
+    wait_for(lambda: agent.metric("tombstones"), "a mark to be hidden")
+    agent.run("rescan", "--full")
+    assert list(markers(agent)) == [f"real/source/2019-11-13T02/{segment_stem(0)}"]
+    assert outside.stat().st_ino not in {inode for _, inode in agent.watched()}
+
+    # A real directory in the place of the link is taken up.
+    (agent.root / "real/source/2019-11-13T03").unlink()
+    fill(agent.root / "real/source/2019-11-13T03")
+    wait_for(lambda: agent.hidden(f"real/source/2019-11-13T03/{segment_stem(0)}"), "its mark to be hidden")
+
+
+def test_a_symlinked_root_is_resolved_once(tmp_path: Path) -> None:
+    hour = make_hour(tmp_path / "disk", HOUR)
+    (tmp_path / "link").symlink_to("disk")
+    with AgentProcess(tmp_path, root=tmp_path / "link") as agent:
+        idle(agent)
+        (hour / f"{segment_stem(0)}.tombstone").touch()
+        wait_for(lambda: agent.hidden(f"{HOUR}/{segment_stem(0)}"), "a mark to be hidden")
+        # The link now leads elsewhere: the tree that was taken up is still the one that is watched.
+        make_hour(tmp_path / "elsewhere", HOUR)
+        (tmp_path / "link").unlink()
+        (tmp_path / "link").symlink_to("elsewhere")
+        (tmp_path / "elsewhere" / HOUR / f"{segment_stem(4)}.tombstone").touch()
+        (hour / f"{segment_stem(2)}.tombstone").touch()
+        wait_for(lambda: agent.hidden(f"{HOUR}/{segment_stem(2)}"), "another mark to be hidden")
+        rescanned = agent.metric("rescan_last_completed_timestamp_seconds", kind="full")
+        agent.signal(signal.SIGUSR2)
+        wait_for(lambda: agent.metric("rescan_last_completed_timestamp_seconds", kind="full") > rescanned, "a rescan")
+        assert not agent.hidden(f"{HOUR}/{segment_stem(4)}")
+        assert markers(agent) == dict.fromkeys((f"{HOUR}/{segment_stem(0)}", f"{HOUR}/{segment_stem(2)}"), "watch")
+
+
+# -- the tree goes, the watcher fails -------------------------------------------------------------------------------------
+
+
+def test_a_tree_that_is_not_the_known_one_is_not_watched(tmp_path: Path) -> None:
+    """So many watches go with an unmounted tree that the queue overflows; the walk after it meets what is there now."""
+    with disk(tmp_path / "image", megabytes=128) as mounted:
+        agent = AgentProcess(tmp_path)
+        stray = make_hour(agent.root, HOUR)  # in the bare mount point
+        mounted.mount(agent.root)
+        with open("/proc/sys/fs/inotify/max_queued_events", encoding="ascii") as file:
+            hours = int(file.read()) // 2 + 500  # each tells of its end twice
+        for number in range(hours):
+            (agent.root / "desertbus/source" / hour_text(FIRST_HOUR - number)).mkdir(parents=True)
+        with agent:
+            idle(agent)
+            assert len(agent.watched()) > hours
+            agent.signal(signal.SIGSTOP)
+            done = mounted.unmount()
+            agent.signal(signal.SIGCONT)
+            assert done.returncode == 0, done.stderr
+
+            wait_for(lambda: agent.metric("watch_overflows_total"), "the overflow")
+            wait_for(lambda: agent.records("root-lost"), "the loss to be told")
+            (stray / f"{segment_stem(0)}.tombstone").touch()
+            for _ in range(2):  # turns of the watcher, the walk among them
+                begun = time.monotonic()
+                wait_for(lambda b=begun: agent.metric("worker_beat_age_seconds", worker="watch") < time.monotonic() - b)  # type: ignore[misc]
+            assert agent.watched() == set()
+            assert not agent.hides(marked(stray, segment_stem(0)))
+            assert agent.metric("tombstones") == 0
+
+
+FAILING_EMITTER = """
+import threading
+from watchdog.observers.api import EventEmitter
+from tombsync.cli.main import main
+from tombsync.daemon import agent
+
+class FailingTree(agent.Tree):
+    def open_believed(self, identity):
+        if isinstance(threading.current_thread(), EventEmitter):
+            raise RuntimeError("the emitter fails")
+        return super().open_believed(identity)
+
+agent.Tree = FailingTree
+main()
+"""
+
+FAILING_HANDLER = """
+from tombsync.cli.main import main
+from tombsync.daemon import agent
+
+class FailingMailbox(agent.Mailbox):
+    def put_sightings(self, sightings):
+        sightings = list(sightings)
+        if any(sighting.source == "watch" for sighting in sightings):
+            raise RuntimeError("the handler fails")
+        super().put_sightings(sightings)
+
+agent.Mailbox = FailingMailbox
+agent.STALLED_AFTER_S = 5.0  # more than any turn takes here
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [(FAILING_EMITTER, "died: RuntimeError: the emitter fails"), (FAILING_HANDLER, "no turn ended for")],
+    ids=["emitter", "handler"],
+)
+def test_a_watcher_that_fails_ends_the_process(tmp_path: Path, program: str, reason: str) -> None:
+    """Neither lives on blind: the emitter's failure is told at once, the dispatcher's silence is missed."""
+    agent = AgentProcess(tmp_path, program=[sys.executable, "-c", program])
+    hour = make_hour(agent.root, HOUR)
+    with agent.ending():
+        agent.start(ready=False)
+        if program is FAILING_HANDLER:
+            wait_for(agent.is_ready, "the agent to be ready")
+            (hour / f"{segment_stem(0)}.tombstone").touch()
+        assert agent.wait() == 1
+        (told,) = agent.records("worker-died")
+        assert told["TOMBSYNC_WORKER"] == "watch"
+        assert reason in told["MESSAGE"]
+        assert "tombsync: the worker watch died: " in agent.log.read_text()

@@ -128,7 +128,7 @@ def test_hashed_by_ssh_keygen(tmp_path: Path, host: str, port: int) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["|1|", "|1||", "|1|c2FsdA==", "|1|c2FsdA==|", "|1|c2FsdA==|AAAA", "|1|!|!", "|1|a|b|c", "|2|c2FsdA==|AAAA", "|1|é|é"],
+    ["|1|", "|1||", "|1|c2FsdA==", "|1|c2FsdA==|", "|1|c2FsdA==|AAAA", "|1|!|!", "|1|a|b|c", "|2|c2FsdA==|A", "|1|é|é"],
 )
 def test_a_hash_that_is_none_matches_nothing(write: Write, name: str) -> None:
     assert load(write(f"{name} {RSA}\n{NAME} {ED25519}\n")).keys == PINNED_ED25519

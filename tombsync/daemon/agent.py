@@ -1,7 +1,7 @@
 """The agent: built, started in order, supervised, stopped in reverse order.
 
-Order: lock, confinement, journal, index, HTTP, checkpoints, intake, pushers, root guard, watcher, rescan. The confinement
-comes before the first thread, as it binds only the threads that are started after it.
+Order: signals, lock, confinement, journal, index, HTTP, checkpoints, intake, pushers, root guard, watcher, rescan. The
+confinement comes before the first thread, as it binds only the threads that are started after it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,15 @@ from types import FrameType
 
 from tombsync import __version__, config, confine, errors
 from tombsync.audit import Audit, Event, open_audit
-from tombsync.daemon.parts import believe_root, open_index, require_supported, take_adoption, target_of, target_text
+from tombsync.daemon.parts import (
+    believe_root,
+    file_id,
+    open_index,
+    require_supported,
+    take_adoption,
+    target_of,
+    target_text,
+)
 from tombsync.daemon.sources import Sources, describe
 from tombsync.guard import RootGuard
 from tombsync.index import AgentLock, Checkpointer, Writer, index_path
@@ -36,6 +44,7 @@ from tombsync.work import Beats, Driver, Flush, Mailbox, Worker
 log = logging.getLogger(__name__)
 
 STALLED_AFTER_S = 30.0  # no turn of any worker is longer, a connection attempt (15 s) included
+STOOD_STILL_AFTER_S = 5.0  # without a look: then it was the whole process that was stopped, and no worker's fault
 STOP_TIMEOUT_S = 4.0  # all threads together; what is cut short is done again after the next start
 # A worker in a Python loop holds up every other thread for so long at most (stock: 5 ms). Measured by benchmarks/hide.py
 # beside a rescan: 0.5 ms gave hides of 3 and 9 ms (p50, p99), 0.1 ms gave 1.0 and 1.6.
@@ -55,6 +64,8 @@ class Agent:
         self._root_returned = False
         self._failure: tuple[str, BaseException] | None = None
         self._requested: set[RescanKind] = set()
+        self._looked_at = self._went_on_at = time.monotonic()
+        self._index_file = (0, 0)  # device and inode
         self._beats = Beats()
         self._drivers: list[Driver] = []
         self._pushers: list[Pusher] = []
@@ -65,11 +76,11 @@ class Agent:
         settings = self.settings
         require_supported(settings)
         with ExitStack() as stack:
+            self._catch_signals(stack)  # for as long as the lock names this process to those who signal it
             lock = AgentLock(settings.state_dir)
             stack.callback(lock.release)
             tree = Tree(settings.root)
             confinement = self._confine(tree)
-            self._catch_signals(stack)
             audit = open_audit(settings.node)
             stack.callback(audit.close)
             audit.record(Event.STARTED, f"tombsync {__version__} on {settings.node}: {tree.root}", version=__version__)
@@ -77,6 +88,7 @@ class Agent:
             path = index_path(settings.state_dir)
             writer = open_index(path, audit)
             stack.callback(writer.close)
+            self._index_file = file_id(path)
             identity = believe_root(tree, writer, audit)
             self._sync_peers(writer, audit)
             self._serve(stack, tree, writer, audit, path, identity)
@@ -86,12 +98,13 @@ class Agent:
         guard = RootGuard(tree, identity, audit, self._root_came_back)
         watch = Watch(
             tree=tree,
+            identity=identity,
             mailbox=mailbox,
             audit=audit,
             metrics=metrics,
             beats=self._beats,
             on_death=lambda exc: self._died("watch", exc),
-            on_overflow=lambda: rescan.request(RescanKind.INTERVAL),
+            on_missed=lambda: rescan.request(RescanKind.INTERVAL),
             on_disturbed=lambda hour: rescan.request_hour(hour),
             on_root_disturbed=guard.wake,
         )
@@ -135,7 +148,7 @@ class Agent:
         stack.callback(server.close)
         checkpointer = Checkpointer(path)
         stack.callback(checkpointer.close)
-        stack.callback(self._stop_workers, watch, mailbox, audit)
+        stack.callback(self._stop_workers, watch, rescan, mailbox)
         workers: list[Worker] = [checkpointer, intake, *self._pushers, guard]
         for worker in workers:
             self._drive(worker)
@@ -184,7 +197,9 @@ class Agent:
     def _sync_peers(self, writer: Writer, audit: Audit) -> None:
         added, forgotten = writer.sync_peers({peer.name: target_text(peer) for peer in self.settings.peers})
         for name in forgotten:
-            audit.record(Event.PEER_FORGOTTEN, f"{name} is no longer a peer of this node, or is elsewhere now", peer=name)
+            audit.record(
+                Event.PEER_FORGOTTEN, f"{name} is no longer a peer of this node, or is elsewhere now", peer=name
+            )
         for name in added:
             audit.record(Event.PEER_ADDED, f"{name} is a new peer: every tombstone is due for it", peer=name)
 
@@ -233,6 +248,7 @@ class Agent:
             if self._stopping:
                 audit.record(Event.STOPPING, "the agent was asked to stop")
                 return
+            self._check_index()
             self._check_workers(audit)
             if self._root_returned:
                 raise errors.RootReturned(self.settings.root)
@@ -243,18 +259,28 @@ class Agent:
                 audit.record(Event.READY, "the first rescan is done: the index holds the whole tree")
 
     def _check_workers(self, audit: Audit) -> None:
+        now = time.monotonic()
+        if now - self._looked_at > STOOD_STILL_AFTER_S:  # SIGSTOP, a frozen cgroup, a paused machine
+            self._went_on_at = now
+        self._looked_at = now
         for driver in self._drivers:
             if driver.failure is not None:
                 self._died(driver.worker.name, driver.failure)
         if self._failure is None:
             for worker, age_s in self._beats.ages_s().items():
-                if age_s > STALLED_AFTER_S:
+                if min(age_s, now - self._went_on_at) > STALLED_AFTER_S:
                     self._failure = (worker, TimeoutError(f"no turn ended for {age_s:.0f} s"))
         if self._failure is not None:
             worker, cause = self._failure
             reason = f"died: {type(cause).__name__}: {cause}"
             audit.record(Event.WORKER_DIED, f"{worker} {reason}", worker=worker)
             raise errors.WorkerDied(worker, reason) from cause
+
+    def _check_index(self) -> None:
+        """A file that nobody else can open any more is no index: the next start makes a new one."""
+        path = index_path(self.settings.state_dir)
+        if file_id(path) != self._index_file:
+            self._died("intake", errors.StateRefused(path, "it was removed or replaced under the running agent"))
 
     def _died(self, worker: str, cause: BaseException) -> None:
         if self._failure is None:
@@ -276,7 +302,7 @@ class Agent:
 
     # -- stopping -----------------------------------------------------------------------------------------------------
 
-    def _stop_workers(self, watch: Watch, mailbox: Mailbox, audit: Audit) -> None:
+    def _stop_workers(self, watch: Watch, rescan: Rescan, mailbox: Mailbox) -> None:
         deadline = time.monotonic() + STOP_TIMEOUT_S
         for pusher in self._pushers:
             pusher.stop()
@@ -297,6 +323,8 @@ class Agent:
         for pusher in self._pushers:
             if pusher.name not in still_running:
                 pusher.close()
+        if rescan.name not in still_running:
+            rescan.close()
         if still_running:
             log.warning("still running at the end, and cut short: %s", ", ".join(still_running))
 

@@ -14,7 +14,7 @@ from tombsync.intake import Intake
 from tombsync.metrics import Metrics
 from tombsync.rescan import Progress, Rescan, RescanKind
 from tombsync.tree import Tree
-from tombsync.work import Beats, Driver, Mailbox
+from tombsync.work import Beats, Driver, Flush, Mailbox
 
 _STOP_TIMEOUT_S = 4.0
 
@@ -52,8 +52,12 @@ def rescan_once(settings: config.Settings, kind: RescanKind, on_progress: Callab
                 on_progress(rescan.progress)
                 if driver.failure is not None:
                     raise errors.WorkerDied(intake.name, str(driver.failure)) from driver.failure
+            told = Flush()  # when it ended is in the index, too
+            mailbox.put_urgent(told)
+            told.done.wait(_STOP_TIMEOUT_S)
         finally:
             mailbox.close()
             driver.stop()
             driver.join(_STOP_TIMEOUT_S)
+            rescan.close()
         return time.monotonic() - begun

@@ -24,6 +24,15 @@ def open_index(path: str, audit: Audit) -> Writer:
     return Writer(path)
 
 
+def file_id(path: str) -> tuple[int, int]:
+    """The device and inode of a file; (0, 0) where none is."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return (0, 0)
+    return (found.st_dev, found.st_ino)
+
+
 def believe_root(tree: Tree, writer: Writer, audit: Audit) -> str:
     """The identity that the tree must have: the index's, or for a new index the tree's. Raises RootMissing, TreeRefused."""
     identity: str | None = writer.fact("root")

@@ -125,7 +125,8 @@ def open_for_reading(path: str) -> sqlite3.Connection:
 def _open_ours(path: str, mode: str) -> sqlite3.Connection:
     connection = _connect(path, mode)
     try:
-        _require_ours(connection, path)
+        if _require_ours(connection, path) == 0:  # an agent's first start is just making it
+            raise IndexMissing(path)
         connection.execute("PRAGMA temp_store=MEMORY")
         connection.execute("PRAGMA cache_size=-2000")
     except BaseException:
@@ -209,11 +210,14 @@ def _connect(path: str, mode: str) -> sqlite3.Connection:
     )
 
 
-def _require_ours(connection: sqlite3.Connection, path: str) -> None:
-    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+def _require_ours(connection: sqlite3.Connection, path: str) -> int:
+    """The version of its schema, 0 where it has none yet. Raises IndexDamaged, IndexTooNew."""
+    application_id, version, tables = connection.execute(  # at one moment: it may just be made
+        "SELECT (SELECT application_id FROM pragma_application_id), (SELECT user_version FROM pragma_user_version),"
+        " (SELECT count(*) FROM sqlite_master)"
+    ).fetchone()
     if application_id != APPLICATION_ID and (tables or version):
         raise IndexDamaged(path, "it is no index of tombsync")
     if version > len(MIGRATIONS):
         raise IndexTooNew(path, version, len(MIGRATIONS))
+    return int(version)

@@ -24,11 +24,12 @@ _UNFINISHED = ""  # target of a peer whose deliveries are being made or dropped:
 
 @dataclass(frozen=True, slots=True)
 class Hidden:
-    """A first sighting that was committed."""
+    """A first sighting that was committed. `pushable`: it was made due for every peer."""
 
     marker: int
     sighting: Sighting
     sight: Sight
+    pushable: bool
 
 
 class Tally:
@@ -56,7 +57,7 @@ class Writer:
             with files.translated(self.path):
                 self._load()
         except BaseException:
-            # Now, not when it is collected: SQLite would then remove a -wal of this name that is another index's.
+            # Not left to the garbage collector: the file is about to be set aside, and another made in its place.
             self._connection.close()
             raise
 
@@ -120,13 +121,13 @@ class Writer:
 
     def _hide(self, sighting: Sighting, sight: Sight, now_ns: int) -> Hidden | None:
         marked = sighting.marked
-        hour, stem = self.hour_id(marked.hour), to_key(marked.stem)
+        hour, stem, pushable = self.hour_id(marked.hour), to_key(marked.stem), _pushable(marked, sight)
         cursor = self.execute(
             "INSERT OR IGNORE INTO marker (hour, stem, pushable, source, hidden_at_ns, ctime_ns, owner_uid)"
             " VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (hour, stem, _pushable(marked, sight), sighting.source.value, now_ns, sight.ctime_ns, sight.owner_uid),
+            (hour, stem, pushable, sighting.source.value, now_ns, sight.ctime_ns, sight.owner_uid),
         )
-        return Hidden(cursor.lastrowid or 0, sighting, sight) if cursor.rowcount == 1 else None
+        return Hidden(cursor.lastrowid or 0, sighting, sight, pushable) if cursor.rowcount == 1 else None
 
     def _seen_again(self, marked: Marked, sight: Sight) -> None:
         pushable = _pushable(marked, sight)
@@ -154,7 +155,7 @@ class Writer:
         ).fetchone()
         self.tally.hidden[hour >> HOUR_BITS] += count
         self.tally.markers += 1
-        if _pushable(marked, hidden.sight):
+        if hidden.pushable:
             for peer in self._peers:
                 self.tally.deliveries[peer, State.PENDING] += 1
 

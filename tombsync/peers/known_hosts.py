@@ -103,8 +103,8 @@ def _matches(patterns: str, name: str) -> bool:
 
 
 def _wildcard(pattern: str, name: str) -> bool:
-    # Only * and ? are special here; brackets belong to [host]:port, so fnmatch would be wrong. Kept are the places of the
-    # name that the pattern so far can reach, so that no line, however strange, takes long.
+    # Only * and ? are special here; brackets belong to [host]:port, so fnmatch would be wrong. Kept are the places of
+    # the name that the pattern so far can reach, so that no line, however strange, takes long.
     reached = {0}
     for character in pattern:
         if character == "*":

@@ -8,21 +8,26 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
+from typing import Any
 
 import paramiko
+from cryptography.exceptions import UnsupportedAlgorithm
 from paramiko.pkey import UnknownKeyType
 
 from tombsync import errors
 from tombsync.peers import known_hosts, tree
 
 CONNECT_TIMEOUT_S = 15.0  # from the first packet to an open SFTP session; a frozen server is given up then
-_PHASE_TIMEOUT_S = 10.0  # each step of it by itself
+_PHASE_TIMEOUT_S = 10.0  # each step of it by itself, and the looking up of the name before it
 _DEAD_AFTER_MS = 10_000  # TCP_USER_TIMEOUT: unacknowledged data ends the connection, where the kernel's default is 15 min
 
 log = logging.getLogger(__name__)
 logging.getLogger("paramiko").setLevel(logging.CRITICAL)  # its errors reach us as exceptions; its log repeats them
 
+_MOST_DETAIL = 200  # characters: a server's own words can be many
+_PUBLIC_KEY_STARTS = (b"ssh-", b"ecdsa-", b"sk-")
 _KEY_TYPES = ("ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521")
 
 
@@ -48,12 +53,13 @@ class _Transport(paramiko.Transport):
 class Connector:
     """Makes sessions with one peer. `connect` runs in the peer's own thread; `abort` may be called from any.
 
-    `_socket` is written by that thread and read by `abort`, under `_lock`.
+    `_lookup` and `_socket` are written by that thread and read by `abort`, under `_lock`.
     """
 
     def __init__(self, target: Target) -> None:
         self.target = target
         self._lock = threading.Lock()
+        self._lookup: Future[list[Any]] = Future()
         self._socket: socket.socket | None = None
         self._aborted = False
 
@@ -61,6 +67,7 @@ class Connector:
         """End a running `connect`, and let none begin again."""
         with self._lock:
             self._aborted = True
+            self._lookup.cancel()
             _shut(self._socket)
 
     def connect(self) -> tree.TreeSession:
@@ -68,18 +75,21 @@ class Connector:
         target = self.target
         pinned = known_hosts.load(target.known_hosts, peer=target.name, host=target.host, port=target.port)
         key = load_key(target.key, target.name)
+        addresses = self._look_up()
         begun = time.monotonic()
-        guard = threading.Timer(CONNECT_TIMEOUT_S, self._shut_current)  # some of paramiko's waits have no bound
-        guard.daemon = True
+        deadline = begun + CONNECT_TIMEOUT_S
         with _translated(target.name, begun):
-            raw = self._dial()
+            raw = self._dial(addresses, deadline)
             transport: paramiko.Transport | None = None
+            # Some of paramiko's waits have no bound.
+            guard = threading.Timer(deadline - time.monotonic(), self._shut_current)
+            guard.daemon = True
             guard.start()
             try:
                 transport = _Transport(raw)
                 channel = self._log_in(transport, pinned, key)
                 session = tree.TreeSession(target.name, target.path, transport, channel)
-                session.begin(begun + CONNECT_TIMEOUT_S)
+                session.begin(deadline)
                 return session
             except BaseException:
                 _shut(raw)
@@ -96,28 +106,65 @@ class Connector:
         with self._lock:
             _shut(self._socket)
 
-    def _dial(self) -> socket.socket:
-        failure: OSError | None = None
-        for family, kind, protocol, _, address in socket.getaddrinfo(
-            self.target.host, self.target.port, type=socket.SOCK_STREAM
-        ):
-            raw = socket.socket(family, kind, protocol)
-            with self._lock:
-                if self._aborted:
-                    raw.close()
-                    raise errors.PeerLost(self.target.name, "stopping")
-                self._socket = raw
+    def _look_up(self) -> list[Any]:
+        """The addresses of the host. Nothing bounds the system's resolver, so it is asked in a thread, and given up."""
+        target = self.target
+        lookup: Future[list[Any]] = Future()
+        with self._lock:
+            self._lookup = lookup
+            if self._aborted:
+                raise errors.PeerLost(target.name, "stopping")
+
+        def resolve() -> None:
             try:
-                raw.settimeout(_PHASE_TIMEOUT_S)
+                found = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+            except OSError as exc:
+                if lookup.set_running_or_notify_cancel():
+                    lookup.set_exception(exc)
+            else:
+                if lookup.set_running_or_notify_cancel():
+                    lookup.set_result(found)
+
+        threading.Thread(target=resolve, name=f"look-up-{target.name}", daemon=True).start()
+        try:
+            return lookup.result(_PHASE_TIMEOUT_S)
+        except CancelledError as exc:
+            raise errors.PeerLost(target.name, "stopping") from exc
+        except TimeoutError as exc:
+            raise errors.PeerUnreachable(target.name, "its name cannot be looked up: no name server answers") from exc
+        except OSError as exc:
+            raise errors.PeerUnreachable(target.name, exc.strerror or str(exc)) from exc
+
+    def _dial(self, addresses: list[Any], deadline: float) -> socket.socket:
+        failure: OSError | None = None
+        for family, kind, protocol, _, address in addresses:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                break
+            raw = socket.socket(family, kind, protocol)
+            try:
+                self._hold(raw)
+                raw.settimeout(min(_PHASE_TIMEOUT_S, left_s))
                 raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _DEAD_AFTER_MS)
                 raw.connect(address)
+                self._hold(raw)  # again: a socket that is not connected yet cannot be shut down
             except OSError as exc:
                 failure = exc
                 raw.close()
+            except errors.PeerLost:
+                raw.close()
+                raise
             else:
                 return raw
         raise failure or OSError("the name has no address")
+
+    def _hold(self, raw: socket.socket) -> None:
+        """Let `abort` shut it down from now on. Raises PeerLost where that was called already."""
+        with self._lock:
+            self._socket = raw
+            if self._aborted:
+                raise errors.PeerLost(self.target.name, "stopping")
 
     def _log_in(self, transport: paramiko.Transport, pinned: known_hosts.Pinned, key: paramiko.PKey) -> paramiko.Channel:
         transport.banner_timeout = _PHASE_TIMEOUT_S
@@ -130,8 +177,11 @@ class Connector:
         options.ciphers = sorted(options.ciphers, key=lambda name: "gcm" not in name)
         transport.start_client(timeout=_PHASE_TIMEOUT_S)
         pinned.require(self.target.name, transport.get_remote_server_key())
-        transport.auth_publickey(self.target.user, key)
-        channel = transport.open_session(timeout=_PHASE_TIMEOUT_S)
+        self._authenticate(transport, key)
+        try:
+            channel = transport.open_session(timeout=_PHASE_TIMEOUT_S)
+        except paramiko.ChannelException as exc:
+            raise errors.SftpRefused(self.target.name, f"no session is allowed: {exc.text}") from exc
         try:
             channel.settimeout(_PHASE_TIMEOUT_S)
             channel.invoke_subsystem("sftp")
@@ -140,6 +190,16 @@ class Connector:
                 raise errors.SftpRefused(self.target.name, str(exc)) from exc
             raise
         return channel
+
+    def _authenticate(self, transport: paramiko.Transport, key: paramiko.PKey) -> None:
+        try:
+            wanted = transport.auth_publickey(self.target.user, key)
+        except paramiko.AuthenticationException as exc:
+            if not transport.is_active():  # nobody refused anything
+                raise EOFError from exc
+            raise
+        if wanted:
+            raise errors.LoginRefused(self.target.name, f"the key alone is not enough, it wants {', '.join(wanted)}")
 
 
 def require_usable(target: Target) -> None:
@@ -152,19 +212,23 @@ def load_key(path: str, peer: str) -> paramiko.PKey:
     """Our private key. Raises KeyUnusable with the reason."""
     try:
         key = paramiko.PKey.from_path(path)
-    except paramiko.PasswordRequiredException as exc:
+    except (paramiko.PasswordRequiredException, TypeError) as exc:  # TypeError: cryptography's word for it
         raise errors.KeyUnusable(peer, f"{path} has a passphrase, which a service cannot type") from exc
     except OSError as exc:
         raise errors.KeyUnusable(peer, f"{path}: {exc.strerror or exc}") from exc
-    except (paramiko.SSHException, UnknownKeyType, ValueError, TypeError) as exc:
-        public = path.endswith(".pub")
+    except (paramiko.SSHException, UnknownKeyType, UnsupportedAlgorithm, ValueError) as exc:
+        public = _is_public(path)
         why = "is a public key; keys in an ssh-agent cannot serve" if public else "is no private key that can be read"
-        if "passphrase" in str(exc).lower() or "encrypted" in str(exc).lower():
-            why = "has a passphrase, which a service cannot type"
         raise errors.KeyUnusable(peer, f"{path} {why}") from exc
     if key.get_name() not in _KEY_TYPES:
         raise errors.KeyUnusable(peer, f"{path} is of the kind {key.get_name()}")
     return key
+
+
+def _is_public(path: str) -> bool:
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return file.read(16).startswith(_PUBLIC_KEY_STARTS)
+    return False
 
 
 def _shut(raw: socket.socket | None) -> None:
@@ -189,17 +253,19 @@ def _translated(peer: str, begun: float) -> Iterator[None]:
             raise errors.PeerTimeout(peer, "while logging in") from exc
         raise errors.LoginRefused(peer, str(exc).rstrip(".")) from exc
     except paramiko.ssh_exception.IncompatiblePeer as exc:
+        if "host key" not in str(exc):  # another version, no common cipher: nothing that known_hosts could mend
+            raise errors.PeerProtocol(peer, str(exc)) from exc
         raise errors.HostKeyChanged(peer, f"it no longer has a key of a pinned type ({exc})") from exc
     except TimeoutError as exc:
         raise errors.PeerTimeout(peer, "while connecting") from exc
-    except socket.gaierror as exc:
-        raise errors.PeerUnreachable(peer, exc.strerror or str(exc)) from exc
     except EOFError as exc:
         error = errors.PeerTimeout if late() else errors.PeerLost
         raise error(peer, "while connecting") from exc
     except OSError as exc:
         raise errors.PeerUnreachable(peer, exc.strerror or str(exc)) from exc
-    except paramiko.SSHException as exc:
+    except Exception as exc:  # paramiko's thread hands on whatever a server's bytes made it raise
         if late():
             raise errors.PeerTimeout(peer, "while connecting") from exc
-        raise errors.PeerProtocol(peer, str(exc)) from exc
+        if isinstance(exc.__context__, EOFError | ConnectionError):  # no banner: too many connections, or shut out
+            raise errors.PeerLost(peer, "while connecting") from exc
+        raise errors.PeerProtocol(peer, str(exc)[:_MOST_DETAIL] or type(exc).__name__) from exc

@@ -13,9 +13,7 @@ import os
 import socket
 import stat
 import time
-from collections import deque
 from collections.abc import Generator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import paramiko
@@ -24,6 +22,7 @@ from tombsync import errors
 from tombsync.names import Hour
 from tombsync.peers import wire
 from tombsync.peers.contract import Answer, Job
+from tombsync.peers.syncs import Syncs
 from tombsync.plan import State, window
 
 REPLY_TIMEOUT_S = 10.0  # requests wait and nothing at all was answered: the session is given up
@@ -31,19 +30,12 @@ _LEAST_IN_FLIGHT = 64  # a fresh tombstone waits behind so many at most, about 2
 _MOST_IN_FLIGHT = 900  # an sshd with 1,024 files: each OPEN in flight may hold one (4,096 in flight failed 7 of 10)
 _RESERVED_HANDLES = 100  # of the server's limit, for what it needs itself
 _PLACE_S = 40e-6  # the server's time for one OPEN and CLOSE (measured by benchmarks/catchup.py)
-_SYNC_S = 1.5e-3  # and for one fsync on an idle disk
-_MOST_SYNCS = 64
 _RECEIVE_BYTES = 256 * 1024
+
+_NO_FSYNC = "the server has no fsync@openssh.com"
 
 Request = tuple[Any, ...]  # a builder of wire.py and its arguments behind the id
 Steps = Generator[Request | Hour, wire.Reply, Answer]
-
-
-class _Sync:
-    """One hour directory that is queued to be synced, or being synced: who waits for the next sync."""
-
-    def __init__(self) -> None:
-        self.waiting: list[Steps] = []
 
 
 class TreeSession:
@@ -66,9 +58,7 @@ class TreeSession:
         self._answers: list[Answer] = []
         self._jobs: dict[Steps, Job] = {}
         self._in_hour: dict[Hour, int] = {}  # jobs in flight by hour
-        self._syncs: dict[Hour, _Sync] = {}
-        self._sync_queue: deque[Hour] = deque()
-        self._syncs_running = 0
+        self._syncs: Syncs[Steps] = Syncs()
         self.can_sync = False
         self.root_there = False
         self.root_there = False
@@ -86,8 +76,11 @@ class TreeSession:
     def room(self, waiting: int) -> int:
         """How many of `waiting` jobs to submit now: the window grows with the round-trip time."""
         most = min(self._most_in_flight, window(self.round_trip_s, _PLACE_S, least=_LEAST_IN_FLIGHT, most=_MOST_IN_FLIGHT))
-        placing = len(self._jobs) - sum(len(sync.waiting) for sync in self._syncs.values())
-        return max(0, min(waiting, most - placing))
+        return max(0, min(waiting, most - self._placing))
+
+    @property
+    def _placing(self) -> int:
+        return len(self._jobs) - self._syncs.members
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Start jobs. Raises PeerError."""
@@ -165,7 +158,7 @@ class TreeSession:
         for _ in range(2):
             reply = yield (wire.create, path)
             if reply.code == wire.OK:
-                return replace((yield from self._placed(job, path, reply.handle)), placed=True)
+                return (yield from self._placed(job, path, reply.handle))
             if reply.code == wire.FAILURE:  # there already, disk full, read-only: only lstat tells
                 found = yield (wire.lstat, path)
                 if found.mode is not None:
@@ -195,58 +188,54 @@ class TreeSession:
 
     def _placed(self, job: Job, path: bytes, handle: bytes) -> Steps:
         """It stands and hides there; now make it durable."""
-        if self.can_sync and self._in_hour[job.marked.hour] == 1 and self._may_sync():
-            self._syncs_running += 1
+        if self.can_sync and self._in_hour[job.marked.hour] == 1 and self._syncs.may_run(self.round_trip_s):
+            self._syncs.running += 1
             reply = yield (wire.fsync, handle)
-            self._syncs_running -= 1
+            self._syncs.running -= 1
             self._request(None, (wire.close, handle))
-            return self._durability(job, reply)
+            return self._durability(job, reply, placed=True)
         self._request(None, (wire.close, handle))
-        return (yield from self._synced(job, path))
+        return (yield from self._synced(job, path, placed=True))
 
     def _found(self, job: Job, path: bytes, mode: int) -> Steps:
         if not stat.S_ISREG(mode):
             return Answer(job.marker, State.REFUSED, "a directory, link or device has its name there", "not-regular")
         if job.durable:
             return Answer(job.marker, State.CONFIRMED)
-        return (yield from self._synced(job, path))
+        return (yield from self._synced(job, path, placed=False))
 
-    def _synced(self, job: Job, path: bytes) -> Steps:
+    def _synced(self, job: Job, path: bytes, *, placed: bool) -> Steps:
         if not self.can_sync:
-            return Answer(job.marker, State.NOT_DURABLE, "the server has no fsync@openssh.com")
+            return Answer(job.marker, State.NOT_DURABLE, _NO_FSYNC, placed=placed)
         reply = yield job.marked.hour  # wait for a sync of the hour directory
         if reply.handle:
-            return self._durability(job, reply)
+            return self._durability(job, reply, placed=placed)
         opened = yield (wire.open_existing, path)  # no handle on the directory was to be had
         if opened.code != wire.OK:
-            return Answer(job.marker, State.NOT_DURABLE, "it stands there, and may not be opened to be synced")
+            what = "it stands there, and may not be opened to be synced"
+            return Answer(job.marker, State.NOT_DURABLE, what, placed=placed)
         reply = yield (wire.fsync, opened.handle)
         self._request(None, (wire.close, opened.handle))
-        return self._durability(job, reply)
+        return self._durability(job, reply, placed=placed)
 
-    def _durability(self, job: Job, reply: wire.Reply) -> Answer:
+    def _durability(self, job: Job, reply: wire.Reply, *, placed: bool) -> Answer:
         if reply.code == wire.OK:
-            return Answer(job.marker, State.CONFIRMED)
+            return Answer(job.marker, State.CONFIRMED, placed=placed)
         if reply.code == wire.OP_UNSUPPORTED:
             self.can_sync = False
-            return Answer(job.marker, State.NOT_DURABLE, "the server has no fsync@openssh.com")
-        return Answer(job.marker, State.PENDING, f"placed, but its fsync failed: {reply.message}", "fsync")
+            return Answer(job.marker, State.NOT_DURABLE, _NO_FSYNC, placed=placed)
+        return Answer(job.marker, State.PENDING, f"placed, but its fsync failed: {reply.message}", "fsync", placed)
 
     def _sync_hour(self, hour: Hour) -> Steps:
         """One sync of an hour directory, for all that wait when the fsync is sent. Its replies carry the handle."""
-        sync = self._syncs[hour]
         opened = yield (wire.open_existing, self._path(hour.path))
-        members, sync.waiting = sync.waiting, []
+        members = self._syncs.take(hour)
         reply = wire.Reply(opened.code)
         if opened.code == wire.OK:
             reply = yield (wire.fsync, opened.handle)
             self._request(None, (wire.close, opened.handle))
             reply = reply._replace(handle=opened.handle)
-        self._syncs_running -= 1
-        if sync.waiting:
-            self._sync_queue.append(hour)
-        else:
-            del self._syncs[hour]
+        self._syncs.ended(hour, time.monotonic())
         for steps in members:
             self._advance(steps, reply)
         return Answer(0, State.CONFIRMED)
@@ -263,11 +252,7 @@ class TreeSession:
                 self._leave_hour(job.marked.hour)
             return
         if isinstance(wanted, Hour):
-            sync = self._syncs.get(wanted)
-            if sync is None:
-                sync = self._syncs[wanted] = _Sync()
-                self._sync_queue.append(wanted)
-            sync.waiting.append(steps)
+            self._syncs.wait(wanted, steps, time.monotonic())
         else:
             self._request(steps, wanted)
 
@@ -278,14 +263,9 @@ class TreeSession:
         else:
             del self._in_hour[hour]
 
-    def _may_sync(self) -> bool:
-        # Each sync holds the server up, and with it every placing behind it: no more in flight than the round trip hides.
-        return self._syncs_running < window(self.round_trip_s, _SYNC_S, least=1, most=_MOST_SYNCS)
-
     def _start_syncs(self) -> None:
-        while self._sync_queue and self._may_sync():
-            hour = self._sync_queue.popleft()
-            self._syncs_running += 1
+        now = time.monotonic()
+        while hour := self._syncs.next(now, placing=self._placing, round_trip_s=self.round_trip_s):
             self._advance(self._sync_hour(hour), None)
 
     def _request(self, steps: Steps | None, wanted: Request) -> None:

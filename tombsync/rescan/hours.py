@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tombsync import plan
 from tombsync.audit import Audit, Event
@@ -14,12 +14,14 @@ from tombsync.errors import TreeRefused
 from tombsync.index import HourGone, HourListed, HourRow, MarkersForgotten, Reader, SegmentRows
 from tombsync.metrics import Metrics
 from tombsync.names import Hour, Marked, mistake_message, printable
+from tombsync.rescan.places import Places
 from tombsync.tree import Listing, Tree, open_below
 from tombsync.work import TRANSACTION_ROWS, Mailbox, Sighting, Source
 
 log = logging.getLogger(__name__)
 
 _MOST_MISTAKES_TOLD = 10_000
+_NO_MTIME = -1  # of no directory that is there
 
 
 @dataclass
@@ -41,16 +43,18 @@ class HourVisitor:
         tree: Tree,
         identity: str,
         reader: Reader,
+        places: Places,
         mailbox: Mailbox,
         audit: Audit,
         metrics: Metrics,
         visit_again: Callable[[Hour, float], None],
         on_found: Callable[[], None],
     ) -> None:
-        """`visit_again`: asked to bring an hour back at a monotonic time; `on_found`: a tombstone was seen first here."""
+        """`visit_again`: asked to bring an hour at a monotonic time; `on_found`: a tombstone was first seen here."""
         self._tree = tree
         self._identity = identity
         self._reader = reader
+        self._places = places
         self._mailbox = mailbox
         self._audit = audit
         self._metrics = metrics
@@ -73,6 +77,7 @@ class HourVisitor:
                 self._cannot_read(hour, exc)
                 return
             if fd is not None:
+                self._gone.pop(hour, None)
                 try:
                     self._compare(root_fd, fd, hour, row, state)
                 except OSError as exc:
@@ -80,7 +85,7 @@ class HourVisitor:
                 finally:
                     os.close(fd)
                 return
-        self.visit_gone(hour)
+        self._visit_gone(hour)
 
     def _cannot_read(self, hour: Hour, exc: OSError) -> None:
         if hour not in self._unreadable:
@@ -89,8 +94,8 @@ class HourVisitor:
 
     def _compare(self, root_fd: int, fd: int, hour: Hour, row: HourRow | None, state: PassState) -> None:
         mtime_ns = os.fstat(fd).st_mtime_ns
-        if row is not None and row.digest and self._listing.read(fd, keep=False) == row.digest:
-            self._still_known(hour, row, mtime_ns, state)
+        if row is not None and row.digest and (digest := self._listing.read(fd, keep=False)) == row.digest:
+            self._still_known(hour, row, digest, mtime_ns, state)
             return
         row = self._reader.hour_row(hour)  # the rows before the listing: see plan.diff_hour
         segments = self._reader.segments(hour) if row else set()
@@ -98,7 +103,10 @@ class HourVisitor:
         mtime_ns = os.fstat(fd).st_mtime_ns
         digest = self._listing.read(fd)
         diff = plan.diff_hour(
-            self._listing.names(), segments=segments, markers=set(markers), markers_in_tree={s for s, there in markers.items() if there}
+            self._listing.names(),
+            segments=segments,
+            markers=set(markers),
+            markers_in_tree={s for s, there in markers.items() if there},
         )
         if diff.markers_found:
             seen_ns = time.monotonic_ns()
@@ -111,19 +119,20 @@ class HourVisitor:
             self._tell_mistake(hour, name)
         waiting = self._put_back(root_fd, hour, diff.markers_missing)
         state.left_unsettled = True
-        if not waiting:  # else the hour has to be visited again, whatever its mtime says
-            edits = (row.edits if row else 0) + len(diff.markers_found)  # each of them is an edit, whoever tells it first
-            self._mailbox.put_bulk(HourListed(hour, mtime_ns, digest, state.number, settled=False, edits=edits))
+        edits = (row.edits if row else 0) + len(diff.markers_found)  # each of them is an edit, whoever tells it first
+        listed = HourListed(hour, mtime_ns, digest, state.number, settled=False, edits=edits)
+        if waiting:  # to be compared again whatever its mtime and digest say, and not as soon as what is unsettled
+            listed = replace(listed, mtime_ns=_NO_MTIME, digest=b"", settled=True)
+        self._mailbox.put_bulk(listed)
 
-    def _still_known(self, hour: Hour, row: HourRow, mtime_ns: int, state: PassState) -> None:
+    def _still_known(self, hour: Hour, row: HourRow, digest: bytes, mtime_ns: int, state: PassState) -> None:
         """The entries are those that the rows were made of."""
-        assert row.digest is not None
         if row.settled and row.mtime_ns == mtime_ns:
             return
         settled = row.mtime_ns == mtime_ns and state.first_of_process <= row.pass_number <= state.settleable
         if not settled:
             state.left_unsettled = True
-        self._mailbox.put_bulk(HourListed(hour, mtime_ns, row.digest, state.number, settled=settled, edits=row.edits))
+        self._mailbox.put_bulk(HourListed(hour, mtime_ns, digest, state.number, settled=settled, edits=row.edits))
 
     def _put_segments(self, hour: Hour, *, add: Sequence[str] = (), drop: Sequence[str] = ()) -> None:
         for start in range(0, len(add), TRANSACTION_ROWS):
@@ -172,23 +181,30 @@ class HourVisitor:
         )
         return True
 
-    def visit_gone(self, hour: Hour) -> None:
-        """An hour directory is not there, in a tree that was believed before: believe it only if it still is."""
-        with self._tree.open_believed(self._identity):
-            pass
+    def _visit_gone(self, hour: Hour) -> None:
+        """An hour directory is not there, in the known tree: believe it unless its place looks unmounted."""
+        if self._places.lost((hour.channel, hour.quality)):
+            return
         if self._reader.hour_row(hour) is None:
             self._gone.pop(hour, None)
             return
+        self._missing.pop(hour, None)
         self._put_segments(hour, drop=sorted(self._reader.segments(hour)))
         markers = [stem for stem, in_tree in self._reader.markers(hour).items() if in_tree]
         now = time.monotonic()
         since = self._gone.setdefault(hour, now)
         if markers:
             need = plan.reconcile(
-                recorded=True, in_tree=True, present=False, hour_present=False, missing_for_s=now - since, open_deliveries=False
+                recorded=True,
+                in_tree=True,
+                present=False,
+                hour_present=False,
+                missing_for_s=now - since,
+                open_deliveries=False,
             )
             if need is not plan.Need.FORGET:
                 self._visit_again(hour, plan.look_again_at(since, now))
+                self._mailbox.put_bulk(HourGone(hour))  # or it would be taken for known where it returns as it was
                 return
             for start in range(0, len(markers), TRANSACTION_ROWS):
                 part = markers[start : start + TRANSACTION_ROWS]
@@ -199,5 +215,8 @@ class HourVisitor:
     def _tell_gone(self, hour: Hour, stems: Sequence[str]) -> None:
         if stems:
             self._audit.record(
-                Event.HOUR_GONE, f"{printable(hour.path)} is gone: {len(stems)} tombstones are forgotten", hour=hour, count=len(stems)
+                Event.HOUR_GONE,
+                f"{printable(hour.path)} is gone: {len(stems)} tombstones are forgotten",
+                hour=hour,
+                count=len(stems),
             )

@@ -12,7 +12,6 @@ directory's mtime has the granularity of the kernel's tick, so a change right af
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from array import array
@@ -21,14 +20,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from tombsync import plan
 from tombsync.audit import Audit, Event
 from tombsync.errors import RootMissing, RootNotBelieved
-from tombsync.index import Facts, HourRow, PlaceMount, Reader
+from tombsync.index import Facts, HourRow, Reader
 from tombsync.metrics import Metrics
-from tombsync.names import Hour, hour_number, printable
+from tombsync.names import Hour
 from tombsync.rescan.hours import HourVisitor, PassState
-from tombsync.tree import Tree, is_own_mount, open_below
+from tombsync.rescan.places import PlaceName, Places
+from tombsync.tree import Tree
 from tombsync.work import WAIT_S, Flush, Mailbox
 
 log = logging.getLogger(__name__)
@@ -39,8 +38,6 @@ _CHUNK_HOURS = 256  # hours compared with one query of the index
 _DISTURBED_AFTER_S = 1.0  # `rm -r` of an hour raises an event a file: look once, when most of it is done
 _PROGRESS_INTERVAL_S = 1.0
 _NEVER = float("inf")
-
-PlaceName = tuple[str, str]
 
 
 class RescanKind(StrEnum):
@@ -85,8 +82,9 @@ class Rescan:
         on_missed: Callable[[], None],
         accept_lost: Callable[[], bool],
     ) -> None:
-        """`first_pass`: a number that no pass had before; `may_begin`: the watcher is in place; `on_missed`: it was not;
-        `accept_lost`: asked once a rescan, whether what looks unmounted is meant to be gone.
+        """`first_pass`: a number that no pass had before; `may_begin`: the watcher is in place; `on_missed`: a
+        directory may have no watch; `accept_lost`: asked once a rescan, whether what looks unmounted is meant to be
+        gone.
         """
         self._tree = tree
         self._identity = identity
@@ -106,12 +104,12 @@ class Rescan:
         self._interval_at = self._full_at = 0.0  # monotonic
         self._settle_at = _NEVER
         self._told_at = 0.0
-        self._lost_places: set[PlaceName] = set()
         self._woken = threading.Event()
         self._lock = threading.Lock()
         self._due: dict[Hour, float] = {}
         self._requested: set[RescanKind] = set()
-        self._reader: Reader  # both are made by the worker's own thread, at its first turn
+        self._reader: Reader  # all three are made by the worker's own thread, at its first turn
+        self._places: Places
         self._visitor: HourVisitor | None = None
         self.first_done = threading.Event()
         self.progress: Progress | None = None
@@ -137,6 +135,11 @@ class Rescan:
     def wake(self) -> None:
         """End the wait of a turn."""
         self._woken.set()
+
+    def close(self) -> None:
+        """Give up what is held, after the thread has ended."""
+        if self._visitor is not None:
+            self._reader.close()
 
     # -- one turn -----------------------------------------------------------------------------------------------------
 
@@ -167,10 +170,18 @@ class Rescan:
     def _require_visitor(self) -> HourVisitor:
         if self._visitor is None:
             self._reader = Reader(self._index_path)
+            self._places = Places(
+                tree=self._tree,
+                identity=self._identity,
+                reader=self._reader,
+                mailbox=self._mailbox,
+                audit=self._audit,
+            )
             self._visitor = HourVisitor(
                 tree=self._tree,
                 identity=self._identity,
                 reader=self._reader,
+                places=self._places,
                 mailbox=self._mailbox,
                 audit=self._audit,
                 metrics=self._metrics,
@@ -301,37 +312,37 @@ class Rescan:
             self._tell_progress(Progress(RescanKind.SETTLE, done, done, started_ns))
 
     def _compare_all(self, visitor: HourVisitor, kind: RescanKind, started_ns: int) -> Iterator[None]:
-        known = self._reader.places()
-        with self._tree.open_believed(self._identity) as root_fd:
-            places = known.keys() | set(self._tree.places(root_fd))
+        places = self._places
+        places.refresh()
         present: dict[PlaceName, array[int]] = {}
-        for place in sorted(places):
-            present[place] = self._hours_of(place, known)
+        for place in places.names():
+            if (numbers := places.hours(place)) is not None:
+                present[place] = numbers
             yield
         accept_lost = self._accept_lost()
         done, total = 0, sum(len(numbers) for numbers in present.values())
+        self._tell_progress(Progress(kind, done, total, started_ns))
         for place, numbers in present.items():
-            key, was_own_mount = known.get(place, (None, False))
-            if not numbers and not accept_lost and self._lost(place, was_own_mount):
+            if numbers:
+                if places.returned(place):
+                    self._on_missed()  # the watches went with the mount
+            elif accept_lost:
+                places.give_up(place)
+            elif places.lost(place):
                 continue
+            key = places.key(place)
             below: int | None = None
             for start in range(0, max(1, len(numbers)), _CHUNK_HOURS):
                 chunk = numbers[start : start + _CHUNK_HOURS]
                 least = chunk[-1] if start + _CHUNK_HOURS < len(numbers) else 0
-                rows = {} if key is None else {r.number: r for r in self._reader.hour_rows(key, below=below, least=least)}
-                yield from self._compare_hours(visitor, kind, place, chunk, rows)
+                rows = (
+                    {} if key is None else {r.number: r for r in self._reader.hour_rows(key, below=below, least=least)}
+                )
+                for visited in self._compare_hours(visitor, kind, place, chunk, rows):
+                    self._tell_progress(Progress(kind, done + visited, total, started_ns))
+                    yield
                 below = least
                 done += len(chunk)
-                self._tell_progress(Progress(kind, done, total, started_ns))
-
-    def _hours_of(self, place: PlaceName, known: dict[PlaceName, tuple[int, bool]]) -> array[int]:
-        """The hours of a place that are there, newest first."""
-        with self._tree.open_believed(self._identity) as root_fd:
-            names = self._tree.hours(root_fd, *place)
-            own_mount = is_own_mount(root_fd, *place)
-        if names and own_mount is not None and own_mount != known.get(place, (None, False))[1]:
-            self._mailbox.put_bulk(PlaceMount(Hour(*place, 0), own_mount))
-        return array("q", sorted((hour_number(name) for name in names), reverse=True))
 
     def _compare_hours(
         self,
@@ -340,55 +351,17 @@ class Rescan:
         place: PlaceName,
         numbers: Sequence[int],
         rows: dict[int, HourRow],
-    ) -> Iterator[None]:
-        """Compare some hours of a place with the rows of the same range."""
-        to_visit = numbers if kind is RescanKind.FULL else self._changed(place, numbers, rows)
-        yield
+    ) -> Iterator[int]:
+        """Compare some hours of a place with the rows of the same range; yields how many are done."""
+        if any(number not in rows for number in numbers):
+            self._found()  # hours that nobody told of may have no watch
+        to_visit = numbers if kind is RescanKind.FULL else self._places.changed(place, numbers, rows)
+        done = len(numbers) - len(to_visit)
+        yield done
         for number in to_visit:
             visitor.visit(Hour(*place, number), rows.get(number), self._state)
-            yield
-        for number in rows.keys() - set(numbers):
-            visitor.visit_gone(Hour(*place, number))
-            yield
-
-    def _changed(self, place: PlaceName, numbers: Sequence[int], rows: dict[int, HourRow]) -> list[int]:
-        """Of these hours, those whose directory is not as it was when it settled."""
-        changed = []
-        with self._tree.open_believed(self._identity) as root_fd:
-            try:
-                place_fd = open_below(root_fd, *place)
-            except OSError:
-                return []
-            try:
-                for number in numbers:
-                    row = rows.get(number)
-                    if row is None or not row.settled or _mtime_ns(place_fd, Hour(*place, number).text) != row.mtime_ns:
-                        changed.append(number)
-            finally:
-                os.close(place_fd)
-        return changed
-
-    def _lost(self, place: PlaceName, was_own_mount: bool) -> bool:
-        """Whether a place without any hour looks unmounted: then its rows stay as they are."""
-        with self._tree.open_believed(self._identity) as root_fd:
-            own_mount = is_own_mount(root_fd, *place)
-        lost = plan.looks_unmounted(
-            was_own_mount=was_own_mount, is_own_mount=bool(own_mount), present=own_mount is not None
-        )
-        if lost and place not in self._lost_places:
-            self._lost_places.add(place)
-            text = (
-                f"{printable('/'.join(place))} looks unmounted: its tombstones and listings stay as they were"
-                " (`tombsync adopt-root` says that it is meant to be gone)"
-            )
-            self._audit.record(Event.PLACE_LOST, text)
-        elif not lost:
-            self._lost_places.discard(place)
-        return lost
-
-
-def _mtime_ns(place_fd: int, name: str) -> int | None:
-    try:
-        return os.stat(name, dir_fd=place_fd, follow_symlinks=False).st_mtime_ns
-    except OSError:
-        return None
+            done += 1
+            yield done
+        for number in rows.keys() - set(numbers):  # whether it is gone, or cannot be read, the visit finds out
+            visitor.visit(Hour(*place, number), rows[number], self._state)
+            yield done

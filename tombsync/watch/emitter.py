@@ -1,8 +1,8 @@
 """The emitter: reads inotify and says what came, went or could not be watched.
 
-The stock emitter walks every file, watches a part in silence when the limit is reached, and throws its watches away on an
-overflow. This one watches directories only, to a fixed depth (ROOT, CHANNEL, QUALITY, HOUR), newest hours first, adds the
-watch before it lists, keeps its watches on an overflow, and says what it could not do.
+The stock emitter walks every file, watches a part in silence when the limit is reached, and throws its watches away on
+an overflow. This one watches directories only, to a fixed depth (ROOT, CHANNEL, QUALITY, HOUR), newest hours first,
+adds the watch before it lists, keeps its watches on an overflow, and says what it could not do.
 
 A watch on an hour is one integer in an array indexed by inotify's watch descriptor, which the kernel counts upwards.
 """
@@ -18,13 +18,14 @@ import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 from inotify_simple import INotify, flags
 from watchdog.events import FileSystemEvent
 from watchdog.observers.api import EventEmitter, EventQueue, ObservedWatch
 
-from tombsync.errors import RootMissing, WatchRefused
+from tombsync.errors import RootMissing, RootNotBelieved, WatchRefused
 from tombsync.names import Hour, Kind, Marked, classify, hour_number, is_hour
 from tombsync.tree import Tree, directory_names
 
@@ -39,6 +40,9 @@ _LEFT = flags.DELETE | flags.MOVED_FROM
 READ_TIMEOUT_S = 1.0  # how long a stop may wait for the emitter
 _HEARTBEAT_S = 2.0  # sent through the whole chain, as a dispatcher can end in silence while its emitter lives
 _WALK_STEP = 256  # watches added between two looks at the queue, about 1 ms
+_ENTER_AT_ONCE = 32  # hours of a place that appears; more are left to a walk, as listing an hour takes 1 ms or more
+# The limit of this user namespace, and that of the machine: the smaller one counts.
+_LIMITS = ("/proc/sys/fs/inotify/max_user_watches", "/proc/sys/user/max_inotify_watches")
 _NUMBER_BITS = 27  # of an entry in the array: the hour; above it the place's position in `_places`
 _NUMBER_MASK = (1 << _NUMBER_BITS) - 1
 _UNUSED = -1
@@ -53,6 +57,7 @@ class Changes(FileSystemEvent):
     disturbed: set[Hour] = field(default_factory=set)  # a tombstone or the directory itself went
     mistakes: list[tuple[Hour, str]] = field(default_factory=list)
     overflowed: bool = False
+    place_left: bool = False  # a channel or quality was moved away or removed
     walked: bool = False  # every watch there can be is in place
     limit_reached: str = ""
     root_disturbed: bool = False
@@ -70,15 +75,25 @@ class Changes(FileSystemEvent):
         return id(self)
 
 
+class _Watched(Enum):
+    """What became of the wish to watch a directory."""
+
+    NOT = 0
+    ALREADY = 1  # and under this name
+    NEWLY = 2
+
+
 class HourEmitter(EventEmitter):
     """Reads inotify. All fields belong to its thread once it runs; `watches` may be read by any."""
 
     def __init__(
         self, event_queue: EventQueue, watch: ObservedWatch, *, timeout: float = READ_TIMEOUT_S,
-        event_filter: list[type[FileSystemEvent]] | None = None, tree: Tree, on_death: Callable[[BaseException], None],
+        event_filter: list[type[FileSystemEvent]] | None = None, tree: Tree, identity: str,
+        on_death: Callable[[BaseException], None],
     ) -> None:  # fmt: skip
         super().__init__(event_queue, watch, timeout=timeout, event_filter=event_filter)
         self._tree = tree
+        self._identity = identity
         self._on_death = on_death
         self._inotify: Any = None
         self._parents: dict[int, tuple[str, ...]] = {}  # watch descriptor -> parts below ROOT, of every level but HOUR
@@ -99,7 +114,7 @@ class HourEmitter(EventEmitter):
             self._inotify = INotify()
         except OSError as exc:
             raise WatchRefused(exc.strerror or str(exc)) from exc
-        if not self._add(()):
+        if self._add(()) is _Watched.NOT:
             raise RootMissing(self._tree.root)
         self._walk = self._walk_tree(first=True)
 
@@ -138,7 +153,8 @@ class HourEmitter(EventEmitter):
         changes = self._changes
         if (
             changes.marked or changes.segments or changes.disturbed or changes.mistakes or changes.overflowed
-            or changes.walked or changes.limit_reached or changes.root_disturbed or changes.unwatchable
+            or changes.place_left or changes.walked or changes.limit_reached or changes.root_disturbed
+            or changes.unwatchable
         ):  # fmt: skip
             self._send()
 
@@ -197,17 +213,20 @@ class HourEmitter(EventEmitter):
             self._forget(wd)
         elif mask & (flags.MOVE_SELF | flags.UNMOUNT):
             if self._watch_path(parts) != wd:
-                self._remove(wd)
-                self._drop_below(parts)
+                self._drop(parts)
         elif mask & flags.ISDIR and mask & _APPEARED:
             self._enter((*parts, name))
-        elif mask & flags.ISDIR and mask & _LEFT and len(parts) == 2 and is_hour(name):
+        elif mask & flags.ISDIR and mask & _LEFT and len(parts) < 2:
+            if any(place[: len(parts) + 1] == (*parts, name) for place in self._places):
+                self._changes.place_left = True
+                self._drop((*parts, name))
+        elif mask & flags.ISDIR and mask & _LEFT and is_hour(name):
             self._changes.disturbed.add(Hour(parts[0], parts[1], hour_number(name)))
 
-    def _drop_below(self, parts: tuple[str, ...]) -> None:
-        """A channel or quality was moved away: the watches below it would speak for the wrong path."""
+    def _drop(self, parts: tuple[str, ...]) -> None:
+        """A channel or quality was moved away: watches on it and below it would speak for the wrong path."""
         for wd, below in list(self._parents.items()):
-            if len(below) > len(parts) and below[: len(parts)] == parts:
+            if below[: len(parts)] == parts:
                 self._remove(wd)
         gone = {n for place, n in self._place_numbers.items() if place[: len(parts)] == parts}
         for wd, packed in enumerate(self._hours):
@@ -216,81 +235,91 @@ class HourEmitter(EventEmitter):
 
     # -- directories --------------------------------------------------------------------------------------------------
 
-    def _walk_tree(self, *, first: bool) -> Iterator[None]:
-        """Watch everything that is there, newest hours first; yields between steps."""
+    def _below(self, *parts: str) -> list[str]:
+        """The directories in one of the tree, newest first; [] where it is gone or the tree is not the known one."""
         try:
-            with self._tree.open_root() as root_fd:
-                places = []
-                for channel, quality in self._tree.places(root_fd):
-                    self._add((channel,))
-                    if self._add((channel, quality)):
-                        places.append((channel, quality))
-                        yield
-        except RootMissing:
+            with self._tree.open_believed(self._identity) as root_fd:
+                return sorted(directory_names(root_fd, *parts), reverse=True)
+        except (RootMissing, RootNotBelieved):
             self._changes.root_disturbed = True
-            return
+        except OSError as exc:  # a disk's fault: the rest of the tree is watched all the same
+            self._changes.unwatchable.append(("/".join((self._tree.root, *parts)), exc.strerror or ""))
+        return []
+
+    def _walk_tree(self, *, first: bool) -> Iterator[None]:
+        """Watch everything that is there, newest hours first; yields between steps.
+
+        Each directory is watched before it is listed, or what is made in between would be missed. The hours of the
+        first walk are listed by the first rescan, which waits for it.
+        """
+        places = []
+        for channel in self._below():
+            self._add((channel,))
+            for quality in self._below(channel):
+                if self._add((channel, quality)) is not _Watched.NOT:
+                    places.append((channel, quality))
+                    yield
         numbers = []
-        for channel, quality in places:
-            with self._tree.open_root() as root_fd:
-                found = [hour_number(name) for name in self._tree.hours(root_fd, channel, quality)]
-            place = self._place_number(channel, quality)
-            numbers.append(array("q", (n << 20 | place for n in sorted(found, reverse=True))))
+        for place in places:
+            if found := [hour_number(name) for name in self._below(*place) if is_hour(name)]:
+                number = self._place_number(*place)
+                numbers.append(array("q", (n << 20 | number for n in found)))
             yield
         for step, key in enumerate(heapq.merge(*numbers, reverse=True)):
             hour = Hour(*self._places[key & 0xFFFFF], key >> 20)
-            known = self.watches
-            if not self._add((hour.channel, hour.quality, hour.text)) and self._no_room:
+            watched = self._add((hour.channel, hour.quality, hour.text))
+            if watched is _Watched.NOT and self._no_room:
                 return  # the rest is older still, and left to the rescan
-            if not first and self.watches > known:
+            if not first and watched is _Watched.NEWLY:
                 self._list(hour)
-            if step % _WALK_STEP == 0:
+                yield
+            elif step % _WALK_STEP == 0:
                 yield
 
     def _enter(self, parts: tuple[str, ...]) -> None:
         """A directory appeared: watch it, and only then look what it holds already."""
         if parts[-1].startswith(".") or (len(parts) == 3 and not is_hour(parts[2])):
             return
-        if not self._add(parts):
+        if self._add(parts) is _Watched.NOT:
             return
         if len(parts) == 3:
             self._list(Hour(parts[0], parts[1], hour_number(parts[2])))
             return
-        try:
-            with self._tree.open_root() as root_fd:
-                below = directory_names(root_fd, *parts)
-        except RootMissing:
+        below = self._below(*parts)
+        if len(below) > _ENTER_AT_ONCE:
+            self._walk_again.set()
             return
-        for name in sorted(below, reverse=True):
+        for name in below:
             self._enter((*parts, name))
 
     def _list(self, hour: Hour) -> None:
         try:
             names = os.listdir(f"{self._tree.root}/{hour.path}")
         except OSError:
-            return  # gone again: its own events tell
+            self._changes.disturbed.add(hour)  # gone again, or the rescan tells why not
+            return
         for name in names:
             self._see(hour, name, present=True)
 
-    def _add(self, parts: tuple[str, ...]) -> bool:
-        """Watch a directory; the same again is harmless. False where it cannot be watched."""
+    def _add(self, parts: tuple[str, ...]) -> _Watched:
+        """Watch a directory; the same again is harmless."""
         wd = self._watch_path(parts)
         if wd is None:
-            return False
+            return _Watched.NOT
         if len(parts) < 3:
-            if wd not in self._parents:
-                self.watches += 1
-            self._parents[wd] = parts
-            return True
+            before, self._parents[wd] = self._parents.get(wd), parts
+            self.watches += before is None
+            return _Watched.ALREADY if before == parts else _Watched.NEWLY
         if wd >= len(self._hours):
             self._hours.extend([_UNUSED] * (wd + 1 - len(self._hours)))
-        if self._hours[wd] == _UNUSED:
-            self.watches += 1
-        self._hours[wd] = self._place_number(parts[0], parts[1]) << _NUMBER_BITS | hour_number(parts[2])
-        return True
+        packed = self._place_number(parts[0], parts[1]) << _NUMBER_BITS | hour_number(parts[2])
+        known, self._hours[wd] = self._hours[wd], packed
+        self.watches += known == _UNUSED
+        return _Watched.ALREADY if known == packed else _Watched.NEWLY
 
     def _watch_path(self, parts: Sequence[str]) -> int | None:
         path = "/".join((self._tree.root, *parts))
-        for _ in range(2):
+        while True:
             try:
                 return int(self._inotify.add_watch(path, _MASK))
             except OSError as exc:
@@ -302,13 +331,11 @@ class HourEmitter(EventEmitter):
                 elif exc.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                     self._changes.unwatchable.append((path, exc.strerror or ""))
                 return None
-        return None
 
     def _reached_limit(self) -> None:
         if not self._limited:
             self._limited = True
-            with open("/proc/sys/fs/inotify/max_user_watches", encoding="ascii") as file:
-                self._changes.limit_reached = file.read().strip()
+            self._changes.limit_reached = str(min(map(_read_number, _LIMITS)))
 
     def _drop_oldest(self, parts: Sequence[str]) -> bool:
         """Make room for a new directory: the oldest watched hour is left to the rescan instead."""
@@ -339,3 +366,8 @@ class HourEmitter(EventEmitter):
             number = self._place_numbers[channel, quality] = len(self._places)
             self._places.append((channel, quality))
         return number
+
+
+def _read_number(path: str) -> int:
+    with open(path, encoding="ascii") as file:
+        return int(file.read())

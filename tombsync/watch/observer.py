@@ -19,6 +19,8 @@ from tombsync.work import TRANSACTION_ROWS, Beats, Mailbox, Sighting, Source
 
 log = logging.getLogger(__name__)
 
+_MOST_MISTAKES_TOLD = 10_000
+
 
 class Watch:
     """Starts and stops the observer, and hands what it sees to the intake and the rescan."""
@@ -27,19 +29,23 @@ class Watch:
         self,
         *,
         tree: Tree,
+        identity: str,
         mailbox: Mailbox,
         audit: Audit,
         metrics: Metrics,
         beats: Beats,
         on_death: Callable[[BaseException], None],
-        on_overflow: Callable[[], None],
+        on_missed: Callable[[], None],
         on_disturbed: Callable[[Hour], None],
         on_root_disturbed: Callable[[], None],
     ) -> None:
+        """`on_missed`: events were lost, or told of more than single hours; `on_disturbed`: an hour lost something."""
         self._tree = tree
-        self._observer = BaseObserver(HourEmitter, timeout=READ_TIMEOUT_S, tree=tree, on_death=on_death)
+        self._observer = BaseObserver(
+            HourEmitter, timeout=READ_TIMEOUT_S, tree=tree, identity=identity, on_death=on_death
+        )
         self._observer.daemon = True
-        self._handler = _Handler(mailbox, audit, metrics, beats, on_overflow, on_disturbed, on_root_disturbed)
+        self._handler = _Handler(mailbox, audit, metrics, beats, on_missed, on_disturbed, on_root_disturbed)
 
     @property
     def walked(self) -> threading.Event:
@@ -73,7 +79,7 @@ class Watch:
 
 
 class _Handler(FileSystemEventHandler):
-    """Runs in the dispatcher's thread. It only enqueues, and is total: an exception would end that thread in silence."""
+    """Runs in the dispatcher's thread. It only enqueues, and is total: an exception would end it in silence."""
 
     def __init__(
         self,
@@ -81,7 +87,7 @@ class _Handler(FileSystemEventHandler):
         audit: Audit,
         metrics: Metrics,
         beats: Beats,
-        on_overflow: Callable[[], None],
+        on_missed: Callable[[], None],
         on_disturbed: Callable[[Hour], None],
         on_root_disturbed: Callable[[], None],
     ) -> None:
@@ -89,11 +95,12 @@ class _Handler(FileSystemEventHandler):
         self._audit = audit
         self._metrics = metrics
         self._beats = beats
-        self._on_overflow = on_overflow
+        self._on_missed = on_missed
         self._on_disturbed = on_disturbed
         self._on_root_disturbed = on_root_disturbed
         self.walked = threading.Event()
         self._repair_after_walk = False
+        self._mistakes: set[tuple[Hour, str]] = set()
 
     def dispatch(self, event: FileSystemEvent) -> None:
         """Hand one read's worth of changes on."""
@@ -109,13 +116,15 @@ class _Handler(FileSystemEventHandler):
             self._on_disturbed(hour)
         if event.root_disturbed:
             self._on_root_disturbed()
+        if event.place_left:
+            self._on_missed()
         if event.overflowed or event.limit_reached or event.unwatchable or event.mistakes:
             self._tell(event)
         if event.walked:
             self.walked.set()
             if self._repair_after_walk:
                 self._repair_after_walk = False
-                self._on_overflow()
+                self._on_missed()
 
     def _tell(self, event: Changes) -> None:
         if event.overflowed:
@@ -126,14 +135,19 @@ class _Handler(FileSystemEventHandler):
             self._metrics.watch_errors.inc()
             self._audit.record(
                 Event.WATCH_LIMIT,
-                f"no more than {event.limit_reached} directories may be watched: the oldest hours are left to the rescan."
-                " Raise fs.inotify.max_user_watches (sysctl)",
+                f"no more than {event.limit_reached} directories may be watched: the oldest hours are left to the"
+                " rescan. Raise fs.inotify.max_user_watches (sysctl)",
             )
         for path, reason in event.unwatchable:
             self._metrics.watch_errors.inc()
             log.warning("%s cannot be watched: %s", printable(path), reason)
         for hour, name in event.mistakes:
-            self._audit.record(Event.MISTAKEN_NAME, mistake_message(hour, name), hour=hour, source=Source.WATCH.value)
+            # A new directory's listing and its events may both tell of one.
+            if (hour, name) not in self._mistakes and len(self._mistakes) < _MOST_MISTAKES_TOLD:
+                self._mistakes.add((hour, name))
+                self._audit.record(
+                    Event.MISTAKEN_NAME, mistake_message(hour, name), hour=hour, source=Source.WATCH.value
+                )
 
 
 def _batches(changes: Sequence[tuple[Hour, str, bool]]) -> Iterator[SegmentRows]:

@@ -14,6 +14,7 @@ from tombsync.cli.demo import processes
 from tombsync.cli.demo.keys import HOST
 from tombsync.cli.demo.patience import DidNotHold
 from tombsync.cli.demo.servers import Server, ServerRefused
+from tombsync.config import MAX_SOCKET_PATH_BYTES
 from tombsync.index import MarkerRow, Reader, index_path
 from tombsync.names import Hour, Marked
 from tombsync.peers import Target
@@ -27,6 +28,7 @@ class Node:
     """
 
     def __init__(self, name: str, directory: Path, port: int) -> None:
+        """Make its directories. Raises DidNotHold, OSError."""
         self.name = name
         self.directory = directory
         self.root = directory / "segments"
@@ -41,6 +43,8 @@ class Node:
         self._reader: Reader | None = None
         self._ls: subprocess.Popen[bytes] | None = None
         self._ls_output = directory / "ls.json"
+        if len(os.fsencode(self._socket)) > MAX_SOCKET_PATH_BYTES:
+            raise DidNotHold(f"{directory.parent} is too long a path for a socket; set TMPDIR to a shorter one")
         for path in (self.root, self._state_dir, self._socket.parent):
             path.mkdir(parents=True)
 

@@ -17,9 +17,11 @@ from tombsync.cli.common import say
 from tombsync.cli.demo.report import Mark, Report, duration
 
 INTRODUCTION = (
-    "Three nodes on this machine, a - b - c, each a tree, an agent and an SFTP server.",
+    "Three nodes on this machine, a - b - c: each a tree, an agent, an SFTP server.",
     "A tombstone is touched on node-a: see how fast every node hides the segment.",
 )
+
+_CELL_WIDTH = len("back 1.7 s")  # so that the table does not jump when it fills up
 
 
 class Screen(Protocol):
@@ -155,7 +157,7 @@ class Terminal(Silent):
         self._live.update(self._picture(), refresh=True)
 
     def end(self, text: str) -> None:
-        self._console.print(Text(text, style="bold"))
+        self._console.print(Text("\n" + text, style="bold"))
 
     def _marks(self) -> list[Mark]:
         return [*self._report.marks, *([self._report.outage] if self._report.outage else [])]
@@ -171,10 +173,10 @@ class Terminal(Silent):
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
         table.add_column("")
-        table.add_column("hidden after, on", no_wrap=True)
+        table.add_column("hidden on", no_wrap=True)
         for node in self._report.nodes:
-            table.add_column(node, justify="right", no_wrap=True)
-        table.add_column("confirmed", justify="right", no_wrap=True)
+            table.add_column(node, justify="right", no_wrap=True, min_width=_CELL_WIDTH)
+        table.add_column("confirmed", justify="right", no_wrap=True, min_width=_CELL_WIDTH)
         for mark in self._report.marks:
             self._add(table, str(mark.number), mark.short, mark.hidden_ms, duration(mark.confirmed_ms))
         if self._best:
@@ -200,7 +202,7 @@ class Terminal(Silent):
         cells = []
         for node in self._report.nodes:
             if down is not None and node == down.down:
-                cells.append("stopped" if down.caught_up_ms is None else f"back + {duration(down.caught_up_ms)}")
+                cells.append("stopped" if down.caught_up_ms is None else f"back {duration(down.caught_up_ms)}")
             else:
                 cells.append(duration(hidden_ms.get(node)))
         table.add_row(number, what, *cells, confirmed, style=style)

@@ -46,6 +46,7 @@ ForceCommand internal-sftp
 # OpenSSH 9.8 and later shut out addresses that hang up early, for a while. Older ones do not know the word.
 _NO_PENALTIES = "PerSourcePenalties no\n"
 _MISSING_DIRECTORY = re.compile(r"Missing privilege separation directory: (/(?:var/)?run/\S+)")
+_NOT_ALLOWED = re.compile(r"User \S+ not allowed because .*\S")
 
 
 class ServerRefused(TombsyncError):
@@ -93,6 +94,9 @@ class Server(Protocol):
     def require_alive(self) -> None:
         """Raise ServerRefused where it was started and has ended by itself."""
 
+    def explanation(self) -> str:
+        """What its log says of a login that was refused; "" where it says nothing."""
+
 
 class EmbeddedServer:
     """The server that tombsync brings along, in threads of the demo."""
@@ -116,6 +120,10 @@ class EmbeddedServer:
     def require_alive(self) -> None:
         """Its threads live as long as the demo."""
 
+    def explanation(self) -> str:
+        """It refuses nobody who has the key."""
+        return ""
+
 
 class _EmbeddedOnPort(EmbeddedSftpServer):
     def start_on(self, port: int) -> None:
@@ -130,8 +138,8 @@ class OpenSshServer:
     def __init__(self, program: str, place: Place) -> None:
         """Write and check its configuration. Raises ServerRefused, OSError."""
         self._program = program
-        self._place = place
         self._config = place.directory / "sshd_config"
+        self._log = place.directory / "sshd.log"
         self._process: subprocess.Popen[bytes] | None = None
         authorized_keys = place.directory / "authorized_keys"
         authorized_keys.write_text(public_line(place.client_key) + "\n")
@@ -175,7 +183,7 @@ class OpenSshServer:
     def start(self) -> None:
         """Start it. Its sessions end with `stop`, not with a Ctrl-C."""
         command = [self._program, "-D", "-e", "-f", str(self._config)]
-        self._process = processes.start(command, self._place.directory / "sshd.log")
+        self._process = processes.start(command, self._log)
 
     def stop(self) -> None:
         """Kill the listener and its sessions."""
@@ -187,9 +195,13 @@ class OpenSshServer:
         """Raise ServerRefused where the listener has ended."""
         code = self._process.poll() if self._process is not None else None
         if code is not None:
-            log = self._place.directory / "sshd.log"
-            last = log.read_text(errors="replace").strip().rpartition("\n")[2].strip()
+            last = self._log.read_text(errors="replace").strip().rpartition("\n")[2].strip()
             raise ServerRefused(f"sshd ended with {code}: {last}" if last else f"sshd ended with {code}")
+
+    def explanation(self) -> str:
+        """Why it does not let the account in, where that is not for the key."""
+        found = _NOT_ALLOWED.search(self._log.read_text(errors="replace"))
+        return found[0] if found is not None else ""
 
 
 def find_sshd() -> str:

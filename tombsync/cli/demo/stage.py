@@ -52,7 +52,7 @@ class Stage:
         self._client_key = make_key(self._key_path)
 
     def build(self) -> None:
-        """Make the trees, the servers' keys and the settings. Raises OSError."""
+        """Make the trees, the servers' keys and the settings. Raises DidNotHold, OSError."""
         self._stack.callback(self._end_all)
         for name in NAMES:
             port = Port()
@@ -70,13 +70,13 @@ class Stage:
             node.write_settings(self._target(neighbour) for neighbour in node.neighbours)
 
     def start_servers(self, *, embedded: bool) -> str:
-        """Start the SFTP servers and log in to each; returns why OpenSSH's are not used ("" where they are).
+        """Start the SFTP servers and log in to each; returns why OpenSSH's cannot be used ("" where that is no matter).
 
         Raises DidNotHold where not even the embedded ones answer.
         """
         program = find_sshd()
         if embedded:
-            refusal = "as you asked"
+            refusal = ""
         elif not program:
             refusal = "OpenSSH is not installed"
         elif not account():
@@ -84,7 +84,7 @@ class Stage:
         else:
             try:
                 self._start_servers(program)
-            except (ServerRefused, PeerError, DidNotHold, OSError) as exc:
+            except (ServerRefused, DidNotHold, OSError) as exc:
                 self._stop_servers()
                 refusal = f"OpenSSH does not serve this user: {exc}"
             else:
@@ -93,8 +93,8 @@ class Stage:
         self._keep_server_log()
         try:
             self._start_servers("")
-        except PeerError as exc:
-            raise DidNotHold(f"the embedded SFTP server does not serve: {exc}") from exc
+        except ServerRefused as exc:
+            raise DidNotHold(f"tombsync's own SFTP server does not serve: {exc}") from exc
         self.server = "embedded"
         return refusal
 
@@ -116,6 +116,8 @@ class Stage:
                 session = connector.connect()
             except PeerUnreachable:  # it does not listen yet
                 return False
+            except PeerError as exc:
+                raise ServerRefused(server.explanation() or str(exc)) from exc
             session.close()
             if not session.root_there or not session.can_sync:
                 raise ServerRefused("it serves no tree, or has no fsync")

@@ -51,6 +51,8 @@ class Story:
         screen.working("starting the SFTP servers")
         refusal = stage.start_servers(embedded=embedded)
         self._report.server = stage.server
+        if refusal:
+            screen.step("embedded", refusal)
         self._before = {node.name: material.traces(node.root) for node in stage.nodes}
         screen.working("starting the agents")
         self._patience.glances.append(stage.require_alive)
@@ -62,9 +64,10 @@ class Story:
             limit_s=START_LIMIT_S,
         )
         self._report.confined = bool(confinement_options())
-        server = "OpenSSH" if stage.server == "openssh" else f"tombsync's own; {refusal}"
-        confined = "" if self._report.confined else "; this kernel cannot confine the agents"
-        screen.step("started", f"3 agents and 3 SFTP servers ({server}), {self._files()} segments{confined}")
+        server = "OpenSSH" if stage.server == "openssh" else "tombsync's own"
+        screen.step("started", f"3 agents, 3 SFTP servers ({server}), {self._files()} segments")
+        if not self._report.confined:
+            screen.step("unconfined", "are the agents: this kernel has no Landlock")
 
     def _files(self) -> int:
         return sum(len(files) for files in self._before.values())
@@ -72,6 +75,7 @@ class Story:
     # -- marks --------------------------------------------------------------------------------------------------------
 
     def _measure(self) -> None:
+        self._screen.working("touching tombstones on node-a")
         for number in range(1, MARKS + 1):
             mark = self._next_mark(number)
             self._report.marks.append(mark)
@@ -170,7 +174,8 @@ class Story:
             limit_s=CATCH_UP_LIMIT_S,
         )
         mark.confirmed_ms = (time.monotonic() - begun) * 1e3
-        self._screen.step("caught up", f"{lost.name} hides it too, {duration(mark.caught_up_ms)} after its start, and has confirmed")
+        after = duration(mark.caught_up_ms)
+        self._screen.step("caught up", f"{lost.name} hides it too, {after} after its start, and has confirmed")
 
     # -- proofs -------------------------------------------------------------------------------------------------------
 
@@ -184,7 +189,7 @@ class Story:
             node.ask_listing(hour)
         for node in self._stage.nodes:
             self._check_listing(node, hour, hidden)
-        self._screen.step("listed", f"`tombsync ls {hour.path}` leaves the {len(hidden)} hidden ones out, on each node")
+        self._screen.step("listed", f"`tombsync ls` leaves the {len(hidden)} hidden segments out, on each node")
 
     def _check_listing(self, node: Node, hour: Hour, hidden: set[str]) -> None:
         self._patience.until(

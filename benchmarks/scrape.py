@@ -1,0 +1,93 @@
+"""GET /metrics: idle, beside full rescans and 2,000 segments a second, and beside a catch-up to three peers.
+
+    python -m benchmarks.scrape [--scrapes 500]
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks import load, trees
+from benchmarks.common import Report, parser, percentile, spread, touch, work_directory
+from benchmarks.hide import new_agent, settle, started
+from tests.support.agent import AgentProcess, peer_table
+from tests.support.sshd import Sshd
+from tombsync.names import Hour
+
+_PAUSE_S = 0.01
+
+
+def scrapes(agent: AgentProcess, count: int, while_: Callable[[], bool] = lambda: True) -> list[float]:
+    """Seconds of each scrape, one after another."""
+    taken = []
+    while len(taken) < count and while_():
+        begun = time.monotonic()
+        status, text = agent.get("/metrics")
+        taken.append(time.monotonic() - begun)
+        assert status == 200 and "tombsync_tombstones" in text
+        time.sleep(_PAUSE_S)
+    return taken
+
+
+def main() -> None:
+    """The command."""
+    options_parser = parser(__doc__)
+    options_parser.add_argument("--hours", type=int, default=556)
+    options_parser.add_argument("--per-hour", type=int, default=1800)
+    options_parser.add_argument("--scrapes", type=int, default=500)
+    options = options_parser.parse_args()
+    report = Report("scrape", options.json)
+    with work_directory(options.work) as base:
+        root = trees.kept(base, options.hours, options.per_hour)
+        agent = new_agent(base, root, "scrape")
+        with started(agent):
+            settle(agent)
+            report.add("idle", spread(scrapes(agent, options.scrapes)))
+            busy = beside_rescans(agent, root, options.scrapes)
+            p99 = percentile(busy, 0.99)
+            report.add("full rescans + 2,000 segments/s", spread(busy), must="p99 <= 20 ms", ok=p99 <= 0.020)
+        during = beside_catch_up(base, options.scrapes)
+        p99 = percentile(during, 0.99)
+        report.add("catch-up of 10,000 to three peers", spread(during), must="p99 <= 50 ms", ok=p99 <= 0.050)
+    report.close()
+
+
+def beside_rescans(agent: AgentProcess, root: Path, count: int) -> list[float]:
+    """A full rescan is always running."""
+    taken: list[float] = []
+    with load.segments(root, 2000):
+        while len(taken) < count:
+            agent.signal(signal.SIGUSR2)
+            taken += scrapes(agent, min(20, count - len(taken)))
+    return taken
+
+
+def beside_catch_up(base: Path, count: int) -> list[float]:
+    """10,000 tombstones are due for each of three peers, from the start."""
+    root = base / "scrape-tree"
+    shutil.rmtree(root, ignore_errors=True)
+    for number in range(10_000):
+        directory = root / Hour("desertbus", "source", trees.FIRST_HOUR + number % 10).path
+        directory.mkdir(parents=True, exist_ok=True)
+        touch(directory / f"{trees.stem(number % 10, number)}.tombstone")
+    with Sshd() as one, Sshd() as two, Sshd() as three:
+        servers = (one, two, three)
+        for server in servers:
+            (Path(server.root) / "desertbus" / "source").mkdir(parents=True)
+            server.stop()
+        tables = [peer_table(f"node-{number}", server) for number, server in enumerate(servers)]
+        agent = new_agent(base, root, "scrape-catchup", peers=tables)
+        with started(agent):
+            for server in servers:
+                server.start()
+            while sum(agent.metric("peer_up", peer=f"node-{number}") for number in range(3)) < 3:
+                time.sleep(0.01)
+            return scrapes(agent, count, lambda: agent.metric("deliveries", peer="node-2", state="pending") > 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Half an hour of churn: segments arrive and go, tombstones, rescans, a peer that comes and goes. Memory and descriptors.
+
+    python -m benchmarks.soak [--minutes 30]
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from benchmarks import trees
+from benchmarks.common import Report, cpu_seconds, parser, rss_mib, touch, work_directory
+from benchmarks.hide import new_agent
+from tests.support.agent import AgentProcess, peer_table
+from tests.support.sshd import Sshd
+from tombsync.names import Hour
+
+_WARM_SHARE = 0.2  # of the time: caches fill, threads and buffers reach their size
+_KEPT_HOURS = 6
+_SEGMENTS_A_ROUND = 400
+
+
+def descriptors(pid: int) -> int:
+    """Open descriptors of a process."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def churn(agent: AgentProcess, server: Sshd, turn: int) -> int:
+    """One round of about a second: a new hour of segments, tombstones in it, the oldest hour removed. Returns touches."""
+    hour = Hour("desertbus", "source", trees.FIRST_HOUR + turn)
+    directory = agent.root / hour.path
+    directory.mkdir(parents=True)
+    for index in range(_SEGMENTS_A_ROUND):
+        touch(directory / f"{trees.stem(hour.number, index)}.ts")
+    for index in range(0, _SEGMENTS_A_ROUND, 40):
+        touch(directory / f"{trees.stem(hour.number, index)}.tombstone")
+    old = agent.root / hour._replace(number=hour.number - _KEPT_HOURS).path
+    if old.exists():
+        for name in os.listdir(old):
+            os.unlink(old / name)
+        old.rmdir()
+    if turn % 10 == 5:
+        agent.signal(signal.SIGUSR2 if turn % 20 == 5 else signal.SIGUSR1)
+    if turn % 30 == 10:
+        server.stop()
+    if turn % 30 == 20:
+        server.start()
+    for path in ("/metrics", "/healthz", "/readyz"):
+        assert agent.get(path)[0] == 200, path
+    return _SEGMENTS_A_ROUND // 40
+
+
+def main() -> None:
+    """The command."""
+    options_parser = parser(__doc__)
+    options_parser.add_argument("--minutes", type=float, default=30)
+    options = options_parser.parse_args()
+    report = Report("soak", options.json)
+    with work_directory(options.work) as base, Sshd() as server:
+        (Path(server.root) / "desertbus" / "source").mkdir(parents=True)
+        root = base / f"soak-tree-{time.monotonic_ns()}"
+        root.mkdir(parents=True)
+        agent = new_agent(base, root, "soak", peers=[peer_table("node-b", server)])
+        with agent:
+            assert agent.process is not None
+            pid = agent.process.pid
+            samples: list[tuple[float, float, int]] = []
+            begun, turn, touched = time.monotonic(), 0, 0
+            used = cpu_seconds(pid)
+            while (elapsed := time.monotonic() - begun) < options.minutes * 60:
+                touched += churn(agent, server, turn)
+                turn += 1
+                samples.append((elapsed, rss_mib(pid), descriptors(pid)))
+                time.sleep(0.5)
+            warm = [s for s in samples if s[0] >= options.minutes * 60 * _WARM_SHARE]
+            tenth = max(1, len(warm) // 10)
+            first = sum(s[1] for s in warm[:tenth]) / tenth
+            last = sum(s[1] for s in warm[-tenth:]) / tenth
+            growth = (last - first) / first
+            report.add("minutes", options.minutes)
+            report.add("rounds, tombstones", f"{turn}, {touched}")
+            report.add("RSS after warming up", f"{first:.1f} MiB")
+            report.add("RSS at the end", f"{last:.1f} MiB")
+            report.add("RSS growth", f"{growth * 100:.1f} %", must="< 5 %", ok=growth < 0.05)
+            report.add("descriptors, first and last", f"{warm[0][2]}, {warm[-1][2]}", must="flat", ok=warm[-1][2] <= warm[0][2] + 3)
+            report.add("CPU", f"{(cpu_seconds(pid) - used) / (options.minutes * 60) * 100:.1f} % of a core")
+            report.add("hidden", agent.metric("hide_seconds_count", source="watch") + agent.metric("hide_seconds_count", source="rescan"))
+    report.close()
+
+
+if __name__ == "__main__":
+    main()

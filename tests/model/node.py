@@ -1,0 +1,470 @@
+"""A node: its tree, its clocks, its index's file, and the agent's real parts, which are driven turn by turn."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sqlite3
+import uuid
+from collections.abc import Callable
+from typing import Any, cast
+
+from tests.model.checks import RESCAN_HIDES, RESTS, Rows, Violation, check_index, check_tree
+from tests.model.events import ALL, Inotify
+from tests.model.ground import Ground
+from tests.model.network import Link
+from tests.model.simulated import RESCAN_TICK_NS, TICK_NS, Clock, Timebase
+from tombsync.audit import Audit, Event
+from tombsync.daemon.parts import believe_root, open_index
+from tombsync.index import Checkpointer, Reader, Writer
+from tombsync.intake import Intake
+from tombsync.metrics import Metrics
+from tombsync.names import Marked
+from tombsync.peers import Connector
+from tombsync.push import Pusher
+from tombsync.rescan import Rescan, RescanKind
+from tombsync.rescan.hours import HourVisitor
+from tombsync.tree import Listing
+from tombsync.watch import Watch
+from tombsync.watch.emitter import HourEmitter
+from tombsync.work import Batch, Beats, Mailbox, Sighting
+
+INTERVAL_S = 45.0
+FULL_INTERVAL_S = 400.0
+VERIFY_INTERVAL_S = 50.0
+_MOST_TURNS = 2_000  # until something rests: more are a livelock
+_METRICS = Metrics()
+_SIDE_FILES = ("", "-wal", "-shm")
+
+Standing = dict[Marked, int]
+
+
+class Journal(Audit):
+    """Counts the records that say that something changed."""
+
+    def __init__(self) -> None:
+        self.changes = 0
+
+    def record(self, event: Event, message: str, **fields: Any) -> None:
+        if event is not Event.RESCAN_COMPLETED:
+            self.changes += 1
+
+
+class TurnedMailbox(Mailbox):
+    """Tells whether the last `take` found something."""
+
+    took = False
+
+    def take(self, timeout_s: float) -> list[Sighting] | list[Batch]:
+        taken = super().take(timeout_s)
+        self.took = bool(taken)
+        return taken
+
+
+class TurnedEmitter(HourEmitter):
+    """Tells whether it has something to do."""
+
+    @property
+    def busy(self) -> bool:
+        return self._walk is not None or self._walk_again.is_set() or bool(self._inotify.queue)
+
+
+class TurnedWatch(Watch):
+    """Its two threads' work, in turns."""
+
+    def start(self) -> None:
+        self._observer.schedule(self._handler, self._tree.root, recursive=True)
+        for emitter in self._observer.emitters:
+            emitter.on_thread_start()
+
+    def turn(self) -> None:
+        for emitter in self._observer.emitters:
+            emitter.queue_events(0)
+        events = self._observer.event_queue
+        while not events.empty():
+            self._observer.dispatch_events(events)
+
+    @property
+    def busy(self) -> bool:
+        return any(cast(TurnedEmitter, emitter).busy for emitter in self._observer.emitters)
+
+
+class TurnedListing(Listing):
+    """Lets something else happen right before and right after a directory is listed."""
+
+    def __init__(self, at: Callable[[str], None]) -> None:
+        super().__init__()
+        self._at = at
+
+    def read(self, fd: int, *, keep: bool = True) -> bytes:
+        self._at("before-listing")
+        try:
+            return super().read(fd, keep=keep)
+        finally:
+            self._at("after-listing")
+
+
+class TurnedRescan(Rescan):
+    """Reports the beginning and the end of each rescan that looks at the whole tree."""
+
+    def __init__(self, *, standing: Callable[[], Standing], on_end: Callable[[Standing], None], **parts: Any) -> None:
+        super().__init__(**parts)
+        self._standing = standing
+        self._on_end = on_end
+        self.ended = 0
+
+    def _run(self, visitor: HourVisitor, kind: RescanKind, begun: float) -> Any:
+        before = self._standing()
+        yield from super()._run(visitor, kind, begun)
+        if kind is not RescanKind.SETTLE:
+            self.ended += 1
+            self._on_end(before)
+
+    @property
+    def running(self) -> bool:
+        return self._pass is not None
+
+    @property
+    def waiting(self) -> bool:
+        """Whether single hours are to be looked at later."""
+        return bool(self._due)
+
+    def due(self, now: float) -> bool:
+        return self._pass is not None or bool(self._requested) or self._next_at() <= now
+
+    def close(self) -> None:
+        if self._visitor is not None:
+            self._reader.close()
+
+
+class Life:
+    """One life of an agent, built in the order of daemon.Agent."""
+
+    def __init__(self, node: Node) -> None:
+        path, ground, journal = node.index_path, node.ground, node.journal
+        self.writer: Writer = open_index(path, journal)
+        identity = believe_root(ground, self.writer, journal)
+        self.writer.sync_peers({name: f"tree://{name}" for name in node.links})
+        self.mailbox = TurnedMailbox()
+        self.inotify = node.inotify()
+        self.watch = TurnedWatch(
+            tree=ground,
+            identity=identity,
+            mailbox=self.mailbox,
+            audit=journal,
+            metrics=_METRICS,
+            beats=Beats(),
+            on_death=_raise,
+            on_missed=lambda: self.rescan.request(RescanKind.INTERVAL),
+            on_disturbed=lambda hour: self.rescan.request_hour(hour),
+            on_root_disturbed=lambda: None,
+        )
+        self.rescan = TurnedRescan(
+            standing=node.standing,
+            on_end=node.rescan_ended,
+            tree=ground,
+            identity=identity,
+            index_path=path,
+            mailbox=self.mailbox,
+            audit=journal,
+            metrics=_METRICS,
+            interval_s=INTERVAL_S,
+            full_interval_s=FULL_INTERVAL_S,
+            first_pass=(self.writer.fact("pass") or 0) + 1,
+            believed=lambda: True,
+            may_begin=self.watch.walked.is_set,
+            on_missed=self.watch.walk_again,
+            accept_lost=lambda: False,
+        )
+        keys = self.writer.peer_ids()
+        self.pushers = {
+            name: Pusher(
+                peer=keys[name],
+                connector=cast(Connector, link),
+                index_path=path,
+                mailbox=self.mailbox,
+                audit=journal,
+                metrics=_METRICS,
+                believed=lambda: True,
+                verify_interval_s=VERIFY_INTERVAL_S,
+            )
+            for name, link in node.links.items()
+        }
+        self.intake = Intake(
+            tree=ground,
+            writer=self.writer,
+            mailbox=self.mailbox,
+            audit=journal,
+            metrics=_METRICS,
+            wake_pushers=self._wake_pushers,
+            watch_answers=self.rescan.first_done.is_set,
+        )
+        self.checkpointer = Checkpointer(path)
+        self.reader = Reader(path)
+        self.raw = sqlite3.connect(path, isolation_level=None)
+        self.watch.start()
+
+    def _wake_pushers(self) -> None:
+        for pusher in self.pushers.values():
+            pusher.wake()
+
+    def close(self) -> None:
+        """What the kernel does at the end of a process, and no more."""
+        for pusher in self.pushers.values():
+            pusher.close()
+        self.rescan.close()
+        self.checkpointer.close()
+        self.reader.close()
+        self.raw.close()
+        self.writer.close()
+
+
+class Node:
+    """`life` is None while the agent is down. `committed`: what the index has hidden, and since when; `durable`: what it
+    had at its last checkpoint.
+    """
+
+    def __init__(self, number: int, directory: str, clock: Clock, marked: set[Marked]) -> None:
+        self.name = f"node-{number}"
+        self.clock = clock
+        self.base = Timebase(number)
+        self.ground = Ground(f"{directory}/{self.name}", clock, self.base)
+        self.ground.at = self._at
+        self.ground.adopt(str(uuid.UUID(int=number)))
+        os.mkdir(f"{directory}/{self.name}.state")
+        self.index_path = f"{directory}/{self.name}.state/index.sqlite"
+        self.links: dict[str, Link] = {}  # of this node's peers, by their name
+        self.journal = Journal()
+        self.life: Life | None = None
+        self.ever_marked = marked  # anywhere
+        self.committed: dict[Marked, int] = {}
+        self.durable: dict[Marked, int] = {}
+        self._current_inotify = Inotify()
+        self._meanwhile: dict[str, list[Callable[[], None]]] = {}
+
+    # -- lives --------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the agent, if it is down."""
+        if self.life is None:
+            self._enter()
+            self.life = Life(self)
+            self.ground.events = self.life.inotify
+            self.ground.changed = True
+
+    def crash(self, *, power_cut: bool = False) -> None:
+        """Kill the agent: what was committed is kept; at a power cut only what was checkpointed."""
+        if self.life is None:
+            return
+        self.check()
+        for link in self.links.values():
+            link.cut()
+        self._meanwhile.clear()
+        self.ground.events = None
+        life, self.life = self.life, None
+        if power_cut:
+            shutil.copyfile(self.index_path, f"{self.index_path}.durable")
+        life.close()
+        if power_cut:
+            self._remove_index()
+            os.rename(f"{self.index_path}.durable", self.index_path)
+            self.committed = dict(self.durable)
+
+    def lose_index(self) -> None:
+        """Kill the agent, and remove its index."""
+        self.crash()
+        self._remove_index()
+        self.committed, self.durable = {}, {}
+        for link in self.links.values():
+            link.confirmed.clear()
+
+    def _remove_index(self) -> None:
+        for suffix in _SIDE_FILES:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.index_path + suffix)
+
+    def checkpoint(self) -> None:
+        """The checkpointer's turn."""
+        if self.life is not None:
+            self.check()
+            self.life.checkpointer.loop(0.0)
+            self.durable = dict(self.committed)
+
+    def inotify(self) -> Inotify:
+        """A new instance for a new life; `simulated` gives the emitter this one."""
+        self._current_inotify = Inotify()
+        return self._current_inotify
+
+    @property
+    def current_inotify(self) -> Inotify:
+        return self._current_inotify
+
+    # -- turns --------------------------------------------------------------------------------------------------------
+
+    def read_events(self, count: int = ALL) -> None:
+        """The watcher reads at most so many events, and hands on what they say."""
+        if self.life is not None:
+            self._enter()
+            self.life.inotify.allowance = count
+            self.life.watch.turn()
+
+    def commit(self) -> bool:
+        """The intake writes one transaction; False where there was nothing to write."""
+        if self.life is None:
+            return False
+        self._enter()
+        self.life.intake.loop(self.clock.monotonic())
+        return self.life.mailbox.took
+
+    def commit_all(self) -> bool:
+        """The intake writes all there is."""
+        count = 0
+        while self.commit():
+            count += 1
+            if count > _MOST_TURNS:
+                raise Violation(RESTS, f"{self.name}: the intake never rests")
+        return count > 0
+
+    def rescan_turn(self) -> None:
+        """One step of a rescan, or what else is due there."""
+        if self.life is not None:
+            self._enter()
+            self.clock.tick_ns = RESCAN_TICK_NS
+            try:
+                self.life.rescan.loop(self.clock.monotonic())
+            finally:
+                self.clock.tick_ns = TICK_NS
+
+    def rescan(self, kind: RescanKind) -> None:
+        """A whole rescan, begun after the one that runs; `rescan_ended` checks it."""
+        if self.life is None:
+            return
+        rescan = self.life.rescan
+        self._walk()
+        for _ in range(_MOST_TURNS):
+            if not rescan.running:
+                break
+            self.rescan_turn()
+            self.commit_all()
+        rescan.request(kind)
+        ended = rescan.ended
+        for _ in range(_MOST_TURNS):
+            self.rescan_turn()
+            self.commit_all()
+            if rescan.ended > ended:
+                return
+        raise Violation(RESTS, f"{self.name}: a rescan never ends")
+
+    def push(self, name: str) -> bool:
+        """One turn of a pusher; False where nothing came of it."""
+        if self.life is None:
+            return False
+        self._enter()
+        steps = self.links[name].steps
+        self.life.pushers[name].loop(self.clock.monotonic())
+        return self.links[name].steps > steps
+
+    def run(self) -> None:
+        """All workers, until none has anything to do now."""
+        if self.life is None:
+            return
+        for _ in range(_MOST_TURNS):
+            busy = False
+            while self.life.watch.busy:
+                self.read_events()
+                busy = True
+            busy |= self.commit_all()
+            if self.life.rescan.due(self._now()):
+                self.rescan_turn()
+                continue
+            for name in self.links:
+                while self.push(name):
+                    busy = True
+                    self.commit_all()
+            busy |= self.commit_all()
+            if not busy:
+                return
+        raise Violation(RESTS, f"{self.name} never rests")
+
+    def _walk(self) -> None:
+        """The first rescan waits until every directory is watched."""
+        assert self.life is not None
+        while not self.life.watch.walked.is_set():
+            self.read_events(0)
+
+    def _enter(self) -> None:
+        self.clock.base = self.base
+        self.ground.changed = True
+
+    def _now(self) -> float:
+        self._enter()
+        return self.clock.monotonic()
+
+    # -- in the middle of a turn --------------------------------------------------------------------------------------
+
+    def meanwhile(self, point: str, action: Callable[[], None]) -> None:
+        """Let something happen when the agent next comes to this point (see TurnedListing and Ground.sight)."""
+        self._meanwhile.setdefault(point, []).append(action)
+
+    def nothing_meanwhile(self) -> None:
+        """Take back what was to happen."""
+        self._meanwhile.clear()
+
+    def _at(self, point: str) -> None:
+        actions = self._meanwhile.pop(point, None)
+        if actions is not None:
+            tick_ns, self.clock.tick_ns = self.clock.tick_ns, TICK_NS
+            for action in actions:
+                action()
+            self.clock.tick_ns = tick_ns
+            self._enter()
+
+    def listing(self) -> TurnedListing:
+        """What the rescan lists with."""
+        return TurnedListing(self._at)
+
+    # -- what must be true --------------------------------------------------------------------------------------------
+
+    def standing(self) -> Standing:
+        """Every tombstone that stands now, with the number of its making."""
+        return dict(self.ground.tombstones())
+
+    def rescan_ended(self, before: Standing) -> None:
+        """I5: what stood all the time is hidden now."""
+        assert self.life is not None
+        for marked, birth in dict(self.ground.tombstones()).items():
+            if before.get(marked) == birth and marked.stem not in self.life.reader.markers(marked.hour):
+                raise Violation(RESCAN_HIDES, f"{self.name}: {marked.path} stands and is not hidden by a rescan")
+
+    def waits(self) -> bool:
+        """Whether the agent still has a peer to connect to, or an hour to look at after a while."""
+        life = self.life
+        return life is not None and (life.rescan.waiting or not all(pusher.up for pusher in life.pushers.values()))
+
+    def rows(self) -> Rows:
+        """What the index's tables hold."""
+        assert self.life is not None
+        return Rows(self.life.raw)
+
+    def check(self) -> None:
+        """All that must be true of this node at any moment, if something may have changed since the last check."""
+        if not self.ground.changed:
+            return
+        self.ground.changed = False
+        check_tree(self)
+        if self.life is not None:
+            check_index(self)
+
+    def close(self) -> None:
+        """End everything."""
+        if self.life is not None:
+            for link in self.links.values():
+                link.cut()
+            self.life.close()
+            self.life = None
+        self.ground.clean_up()
+
+
+def _raise(exc: BaseException) -> None:
+    raise exc

@@ -1,0 +1,128 @@
+"""Channels and qualities: which are there, which hours they hold, and which of them look unmounted."""
+
+from __future__ import annotations
+
+import logging
+import os
+from array import array
+from collections.abc import Sequence
+
+from tombsync import plan
+from tombsync.audit import Audit, Event
+from tombsync.index import HourRow, PlaceMount, Reader
+from tombsync.names import Hour, hour_number, hour_text, printable
+from tombsync.tree import Tree, directory_names, is_own_mount, open_below
+from tombsync.work import Mailbox
+
+log = logging.getLogger(__name__)
+
+PlaceName = tuple[str, str]
+
+
+class Places:
+    """Looks at the directories above the hours. Belongs to the rescan's thread; raises RootMissing, RootNotBelieved."""
+
+    def __init__(self, *, tree: Tree, identity: str, reader: Reader, mailbox: Mailbox, audit: Audit) -> None:
+        self._tree = tree
+        self._identity = identity
+        self._reader = reader
+        self._mailbox = mailbox
+        self._audit = audit
+        self._known = reader.places()
+        self._lost: set[PlaceName] = set()
+        self._unreadable: set[str] = set()
+
+    def refresh(self) -> None:
+        """Read again what the index knows."""
+        self._known = self._reader.places()
+
+    def key(self, place: PlaceName) -> int | None:
+        """The index's key of a place; None where it is new."""
+        return self._known.get(place, (None, False))[0]
+
+    def names(self) -> list[PlaceName]:
+        """The places of the index and those that are there."""
+        found = set(self._known)
+        with self._tree.open_believed(self._identity) as root_fd:
+            for channel in directory_names(root_fd):
+                try:
+                    found.update((channel, quality) for quality in directory_names(root_fd, channel))
+                except OSError as exc:
+                    self._cannot_list(channel, exc)
+        return sorted(found)
+
+    def hours(self, place: PlaceName) -> array[int] | None:
+        """The hours of a place that are there, newest first; None where it cannot be listed, and nothing is known."""
+        with self._tree.open_believed(self._identity) as root_fd:
+            try:
+                names = self._tree.hours(root_fd, *place)
+            except OSError as exc:
+                self._cannot_list("/".join(place), exc)
+                return None
+            own_mount = is_own_mount(root_fd, *place)
+        if names and own_mount is not None and own_mount != self._was_own_mount(place):
+            self._mailbox.put_bulk(PlaceMount(Hour(*place, 0), own_mount))
+        return array("q", sorted((hour_number(name) for name in names), reverse=True))
+
+    def changed(self, place: PlaceName, numbers: Sequence[int], rows: dict[int, HourRow]) -> list[int]:
+        """Of these hours, those whose directory is not as it was when it settled."""
+        changed = []
+        with self._tree.open_believed(self._identity) as root_fd:
+            try:
+                place_fd = open_below(root_fd, *place)
+            except OSError:
+                return []
+            try:
+                for number in numbers:
+                    row = rows.get(number)
+                    if row is None or not row.settled or _mtime_ns(place_fd, hour_text(number)) != row.mtime_ns:
+                        changed.append(number)
+            finally:
+                os.close(place_fd)
+        return changed
+
+    def lost(self, place: PlaceName) -> bool:
+        """Whether a place looks unmounted: then its rows stay as they are. Told once."""
+        if not self._was_own_mount(place):
+            return False
+        with self._tree.open_believed(self._identity) as root_fd:
+            own_mount = is_own_mount(root_fd, *place)
+        if not plan.looks_unmounted(was_own_mount=True, is_own_mount=bool(own_mount), present=own_mount is not None):
+            return False
+        if place not in self._lost:
+            self._lost.add(place)
+            text = (
+                f"{printable('/'.join(place))} looks unmounted: its tombstones and listings stay as they were"
+                " (`tombsync adopt-root` says that it is meant to be gone)"
+            )
+            self._audit.record(Event.PLACE_LOST, text)
+        return True
+
+    def give_up(self, place: PlaceName) -> None:
+        """A person said that a place which looks unmounted is meant to be gone."""
+        if self._was_own_mount(place):
+            self._mailbox.put_bulk(PlaceMount(Hour(*place, 0), own_mount=False))
+            self._known[place] = (self._known[place][0], False)
+            self._lost.discard(place)
+
+    def returned(self, place: PlaceName) -> bool:
+        """Whether a place with hours was lost before; asked once."""
+        if place not in self._lost:
+            return False
+        self._lost.discard(place)
+        return True
+
+    def _was_own_mount(self, place: PlaceName) -> bool:
+        return self._known.get(place, (None, False))[1]
+
+    def _cannot_list(self, path: str, exc: OSError) -> None:
+        if path not in self._unreadable:
+            self._unreadable.add(path)
+            log.warning("%s cannot be listed: %s", printable(path), exc.strerror)
+
+
+def _mtime_ns(place_fd: int, name: str) -> int | None:
+    try:
+        return os.stat(name, dir_fd=place_fd, follow_symlinks=False).st_mtime_ns
+    except OSError:
+        return None
