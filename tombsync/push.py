@@ -36,7 +36,7 @@ _FRESH_ROOM = 32  # fresh tombstones go out even where a backlog fills the windo
 
 class Pusher:
     """A worker. All fields belong to its thread but these: `_wake_fd` is written by any; in the intake's thread, after
-    outcomes were committed, `_uncommitted` loses members and `_settled` is appended to (single operations of a set and a
+    outcomes were committed, `_uncommitted` loses members and `_settled` gets some (single operations of a set and of a
     deque need no lock); `_session` is read by `stop` to close it.
     """
 
@@ -123,8 +123,7 @@ class Pusher:
 
     def loop(self, now: float) -> None:
         """Connect when it is time to, or submit what is due and take what was answered."""
-        if self._reader is None:
-            self._reader = Reader(self._index_path)
+        if self._verify_at is None:
             self._verify_at = now + self._until_verify()
         if self._stopped:
             self._wait(WAIT_S)
@@ -146,7 +145,7 @@ class Pusher:
             answers = session.collect(time.monotonic())
             if answers:
                 self._heard_at = now
-                self._take(answers, now)
+                self._take(answers)
             elif now - self._heard_at > PING_INTERVAL_S:
                 self._heard_at = now
                 session.ping()
@@ -354,7 +353,7 @@ class Pusher:
 
     # -- answers ------------------------------------------------------------------------------------------------------
 
-    def _take(self, answers: Sequence[Answer], now: float) -> None:
+    def _take(self, answers: Sequence[Answer]) -> None:
         asked_at_ns = time.time_ns()
         rows = {answer.marker: self._submitted.pop(answer.marker) for answer in answers}
         self._uncommitted.update(rows)
@@ -409,5 +408,6 @@ class Pusher:
                 )
 
     def _require_reader(self) -> Reader:
-        assert self._reader is not None, "a turn makes it first"
+        if self._reader is None:  # made by the worker's own thread
+            self._reader = Reader(self._index_path)
         return self._reader

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
+from tombsync.errors import TombsyncError
 from tombsync.names import Marked
 
 log = logging.getLogger(__name__)
@@ -87,7 +88,9 @@ class Mailbox:
     sightings and urgent batches never wait.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_wait: Callable[[], None] = lambda: None) -> None:
+        """`on_wait`: called by a producer of bulk at least every WAIT_S while it waits, as that ends no turn."""
+        self._on_wait = on_wait
         self._changed = threading.Condition()
         self._sightings: deque[Sighting] = deque()
         self._urgent: deque[Batch] = deque()
@@ -111,6 +114,7 @@ class Mailbox:
         """Hand over rows of a rescan; waits while the writer is behind."""
         with self._changed:
             while self._bulk_rows >= BULK_WAITS_ABOVE_ROWS and not self._closed:
+                self._on_wait()
                 self._changed.wait(WAIT_S)
             self._put_bulk(batch)
 
@@ -214,6 +218,9 @@ class Driver:
             while not self._stop.is_set():
                 self._beats.beat(self.worker.name)
                 self.worker.loop(time.monotonic())
+        except TombsyncError as exc:  # says by itself what is wrong; the daemon acts on it
+            self.failure = exc
+            self._on_death()
         except Exception as exc:  # a worker's outermost turn: logged here, counted and acted on by the daemon
             log.exception("worker %s died", self.worker.name)
             self.failure = exc

@@ -11,6 +11,7 @@ import os
 import random
 import signal
 import struct
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,12 +20,13 @@ import pytest
 from tests.faults.world import HOUR, World, stem, tombstones
 from tests.faults.zygote import ForkedAgent, Zygote
 from tests.support.agent import make_hour
+from tests.support.programs import need
 from tests.support.sshd import Sshd
 from tests.support.trees import Disk, disk
 from tests.support.waiting import wait_for
 
 CUTS = 5  # of each kind, at random moments
-BURST = 400
+BURST = 200
 _SHUTDOWN, _NO_FLUSH_OF_THE_LOG = 0x8004587D, 2  # EXT4_IOC_SHUTDOWN, EXT4_GOING_FLAGS_NOLOGFLUSH
 
 
@@ -48,7 +50,13 @@ class Plug:
     def put_in(self) -> None:
         """Mount what survived. Nobody may use the dead file system any more."""
         wait_for(lambda: self._disk.unmount().returncode == 0, "the dead file system to be let go")
+        # Also not in a mount namespace that another process has made meanwhile: it would be the dead one again.
+        wait_for(lambda: not self._loop_devices(), "its loop device to be free")
         self._disk.mount(self.at)
+
+    def _loop_devices(self) -> str:
+        listed = subprocess.run([need("losetup"), "-j", str(self._disk.image)], capture_output=True, text=True, check=True)
+        return listed.stdout
 
 
 @pytest.fixture
@@ -84,6 +92,7 @@ def test_what_mark_printed_as_done_is_there(plug: Plug, zygote: Zygote, tmp_path
         hour = make_hour(agent.root, f"desertbus/source/2019-11-13T{cut:02d}", segments=BURST)
         os.sync()
         output = tmp_path / "printed"
+        output.touch()
         paths = [str(hour / f"{stem(number)}.ts") for number in range(BURST)]
         life = zygote.start(["mark", *paths, "--config", str(agent.config)], output)
         printed_before = random.randrange(5, BURST // 2)

@@ -26,7 +26,7 @@ from tests.faults import calls
 from tests.support.agent import AgentProcess
 from tests.support.waiting import wait_for
 
-_MESSAGE_BYTES = 64 * 1024
+_MESSAGE_BYTES = 128 * 1024  # what one datagram may hold with the stock limits of sockets
 _IMPORTS = ("tombsync.cli.main", "tombsync.daemon", "tombsync.cli.demo.sftpd", "flask.json", "encodings.idna")
 
 

@@ -20,8 +20,9 @@ from tombsync.daemon.parts import believe_root, open_index
 from tombsync.index import Checkpointer, Reader, Writer
 from tombsync.intake import Intake
 from tombsync.metrics import Metrics
-from tombsync.names import Marked
+from tombsync.names import Hour, Marked
 from tombsync.peers import Connector
+from tombsync.plan import KEEP_STATES
 from tombsync.push import Pusher
 from tombsync.rescan import Rescan, RescanKind
 from tombsync.rescan.hours import HourVisitor
@@ -98,11 +99,11 @@ class TurnedListing(Listing):
         self._at = at
 
     def read(self, fd: int, *, keep: bool = True) -> bytes:
-        self._at("before-listing")
+        self._at("before listing")
         try:
             return super().read(fd, keep=keep)
         finally:
-            self._at("after-listing")
+            self._at("after listing")
 
 
 class TurnedRescan(Rescan):
@@ -126,9 +127,9 @@ class TurnedRescan(Rescan):
         return self._pass is not None
 
     @property
-    def waiting(self) -> bool:
-        """Whether single hours are to be looked at later."""
-        return bool(self._due)
+    def waiting(self) -> list[Hour]:
+        """Single hours that are to be looked at later."""
+        return list(self._due)
 
     def due(self, now: float) -> bool:
         return self._pass is not None or bool(self._requested) or self._next_at() <= now
@@ -203,7 +204,14 @@ class Life:
         self.checkpointer = Checkpointer(path)
         self.reader = Reader(path)
         self.raw = sqlite3.connect(path, isolation_level=None)
+        self._raw_version: int | None = None
         self.watch.start()
+
+    def committed(self) -> bool:
+        """Whether anything was committed since the last call."""
+        (version,) = self.raw.execute("PRAGMA data_version").fetchone()
+        before, self._raw_version = self._raw_version, version
+        return bool(before != version)
 
     def _wake_pushers(self) -> None:
         for pusher in self.pushers.values():
@@ -240,6 +248,7 @@ class Node:
         self.ever_marked = marked  # anywhere
         self.committed: dict[Marked, int] = {}
         self.durable: dict[Marked, int] = {}
+        self._worked = False  # since the last check
         self._current_inotify = Inotify()
         self._meanwhile: dict[str, list[Callable[[], None]]] = {}
 
@@ -251,7 +260,6 @@ class Node:
             self._enter()
             self.life = Life(self)
             self.ground.events = self.life.inotify
-            self.ground.changed = True
 
     def crash(self, *, power_cut: bool = False) -> None:
         """Kill the agent: what was committed is kept; at a power cut only what was checkpointed."""
@@ -395,7 +403,7 @@ class Node:
 
     def _enter(self) -> None:
         self.clock.base = self.base
-        self.ground.changed = True
+        self._worked = True
 
     def _now(self) -> float:
         self._enter()
@@ -438,9 +446,19 @@ class Node:
                 raise Violation(RESCAN_HIDES, f"{self.name}: {marked.path} stands and is not hidden by a rescan")
 
     def waits(self) -> bool:
-        """Whether the agent still has a peer to connect to, or an hour to look at after a while."""
+        """Whether time alone will change something: a peer to connect to, a tombstone to put back or to forget.
+
+        What a peer does not serve waits for ever, and so does its marker.
+        """
         life = self.life
-        return life is not None and (life.rescan.waiting or not all(pusher.up for pusher in life.pushers.values()))
+        if life is None:
+            return False
+        if not all(pusher.up for pusher in life.pushers.values()):
+            return True
+        rows = self.rows()
+        kept = {marker for _, marker, state in rows.deliveries if state in KEEP_STATES}
+        going = {marked.hour for marker, marked in rows.markers.items() if marker not in kept}
+        return any(hour in self.ground.kept or hour in going for hour in life.rescan.waiting)
 
     def rows(self) -> Rows:
         """What the index's tables hold."""
@@ -448,12 +466,13 @@ class Node:
         return Rows(self.life.raw)
 
     def check(self) -> None:
-        """All that must be true of this node at any moment, if something may have changed since the last check."""
-        if not self.ground.changed:
+        """All that must be true of this node at any moment, where something changed since the last check."""
+        if not self._worked and not self.ground.changed:
             return
-        self.ground.changed = False
-        check_tree(self)
-        if self.life is not None:
+        tree_changed, self.ground.changed, self._worked = self.ground.changed, False, False
+        if tree_changed:
+            check_tree(self)
+        if self.life is not None and (self.life.committed() or tree_changed):
             check_index(self)
 
     def close(self) -> None:

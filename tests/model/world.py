@@ -74,13 +74,13 @@ class World:
             simulated(self.clock, inotify=self._inotify, emitter_class=TurnedEmitter, listing=self._listing)
         )
         self.nodes = [Node(number, directory, self.clock, self.ever_marked) for number in range(layout.nodes)]
-        self.links: list[Link] = []
+        self.links: list[tuple[Node, Link]] = []
         for number, node in enumerate(self.nodes):
             for peer in layout.peers(number):
                 target = self.nodes[peer]
                 link = Link(target.name, target.ground, can_sync=layout.can_sync or peer != 0)
                 node.links[target.name] = link
-                self.links.append(link)
+                self.links.append((node, link))
         for number, node in enumerate(self.nodes):
             for hour in HOURS[:2]:
                 node.ground.write(hour, f"{STEMS[0]}.ts")
@@ -145,7 +145,7 @@ class World:
         """I2: end every fault; some time later everybody holds everything, and then nothing is pushed any more."""
         for node in self.nodes:
             node.nothing_meanwhile()
-        for link in self.links:
+        for _, link in self.links:
             link.heal()
         for node in self.nodes:
             node.start()
@@ -178,7 +178,7 @@ class World:
         """Let everybody work until a whole round changed nothing: no record, no tombstone placed, no hour waited for."""
         for _ in range(_MOST_ROUNDS):
             before = self._changes()
-            for link in self.links:
+            for _, link in self.links:
                 link.acts.clear()
             for pause_s in _ROUND_S:
                 self.clock.advance(pause_s)
@@ -191,11 +191,11 @@ class World:
         raise Violation(RESTS, f"after {_MOST_ROUNDS} rounds without a fault something still changes")
 
     def _changes(self) -> list[int]:
-        return [node.journal.changes for node in self.nodes] + [link.placed for link in self.links]
+        return [node.journal.changes for node in self.nodes] + [link.placed for _, link in self.links]
 
     def _check_quiet(self) -> None:
         """In the last round nothing was asked but by a verify, or of a peer that does not keep the channel."""
-        for link in self.links:
+        for _, link in self.links:
             for job, answer in link.acts:
                 if (job.make_hour or not job.probe) and answer.state is not State.NOT_SERVED:
                     raise Violation(CONVERGES, f"{link.target.name}: {job} is still pushed, and answered {answer}")

@@ -67,8 +67,8 @@ class AgentProcess:
         prefix: Sequence[str] = (),
         program: Sequence[str] = (sys.executable, "-m", "tombsync"),
     ) -> None:
-        """`peers`: tables as `peer_table` makes them; `settings`: more TOML, above the tables; `prefix`: a command to run
-        the agent under (unshare, strace, faketime); `program`: what stands for `tombsync`."""
+        """`peers`: tables as `peer_table` makes them; `settings`: more TOML, above the tables; `prefix`: a command to
+        run the agent under (unshare, strace, faketime); `program`: what stands for `tombsync`."""
         self.base = base
         self.node = node
         self.root = root or base / "segments"
@@ -143,7 +143,9 @@ class AgentProcess:
     def __enter__(self) -> AgentProcess:
         return self.start()
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
@@ -257,7 +259,9 @@ class AgentProcess:
     def run(self, *arguments: str, expect: int | None = 0, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         """Run another command on the same settings."""
         command = [sys.executable, "-m", "tombsync", *arguments, "--config", str(self.config)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, cwd=cwd, env=dict(os.environ))
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=60, cwd=cwd, env=dict(os.environ)
+        )
         if expect is not None:
             assert done.returncode == expect, f"{arguments}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done

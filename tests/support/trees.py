@@ -83,7 +83,7 @@ def make_large_tree(root: Path, *, files: int, hours: int, place: str = "desertb
 
 
 class Disk:
-    """An ext4 file system in a file, to be mounted at a directory and taken away again, its content kept. Needs root."""
+    """An ext4 file system in a file, to be mounted at a directory and taken away again with its content. Needs root."""
 
     def __init__(self, image: Path, *, megabytes: int = 32) -> None:
         need_root()

@@ -24,14 +24,14 @@ import pytest
 from tests.support.agent import AgentProcess, make_hour, peer_table, segment_stem
 from tests.support.programs import need
 from tests.support.sshd import Sshd
-from tests.support.trees import disk, hour_of, listed, make_large_tree, marked, need_root
+from tests.support.trees import Disk, disk, hour_of, listed, make_large_tree, marked
 from tests.support.waiting import wait_for
 from tombsync import confine
-from tombsync.audit import Audit, Record
+from tombsync.audit import Audit, Event, Record
 from tombsync.index import Reader, Writer, index_path
 from tombsync.intake import Intake
 from tombsync.metrics import Metrics
-from tombsync.names import Hour, hour_number, hour_text
+from tombsync.names import hour_number, hour_text, strict_path
 from tombsync.rescan import Rescan, RescanKind
 from tombsync.tree import Tree
 from tombsync.work import Beats, Driver, Flush, Mailbox
@@ -80,7 +80,7 @@ def is_true(agent: AgentProcess, *directories: Path) -> bool:
     )
 
 
-# -- starting, killing ----------------------------------------------------------------------------------------------------
+# -- starting, killing ------------------------------------------------------------------------------------------------
 
 
 def test_a_mark_made_with_the_agent_down_is_found_at_the_start(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_a_second_agent_on_the_same_state_is_refused(tmp_path: Path) -> None:
         wait_for(lambda: agent.hidden(MARK), "the first one to go on")
 
 
-# -- the index ------------------------------------------------------------------------------------------------------------
+# -- the index --------------------------------------------------------------------------------------------------------
 
 
 def make_noise(index: Path) -> None:
@@ -258,7 +258,10 @@ def test_a_damaged_index_is_set_aside_and_rebuilt(stopped: AgentProcess, damage:
     damaged = index.read_bytes()
     agent.start(ready=False)
     # What a start does not notice, the first rescan does: then the process ends and is started again.
-    wait_for(lambda: agent.process and (agent.process.poll() is not None or agent.get("/readyz")[0] == 200), "an end or a start")
+    wait_for(
+        lambda: agent.process and (agent.process.poll() is not None or agent.get("/readyz")[0] == 200),
+        "an end or a start",
+    )
     if agent.process and agent.process.poll() is not None:
         assert agent.wait() == 1
         assert agent.records("worker-died")
@@ -355,7 +358,11 @@ def test_a_worker_that_stalls_ends_the_process(tmp_path: Path) -> None:
     with agent:
         idle(agent)
         mark(make_hour(agent.root, HOUR))
-        wait_for(lambda: "intake" not in agent.get("/healthz")[1] or agent.metric("worker_beat_age_seconds", worker="intake") > 1)
+        wait_for(
+            lambda: (
+                "intake" not in agent.get("/healthz")[1] or agent.metric("worker_beat_age_seconds", worker="intake") > 1
+            )
+        )
         assert agent.wait() == 1
         (told,) = agent.records("worker-died")
         assert told["TOMBSYNC_WORKER"] == "intake"
@@ -400,7 +407,7 @@ def test_a_rescan_without_an_agent_leaves_word_of_itself(tmp_path: Path) -> None
     assert agent.hidden(MARK)
 
 
-# -- patience ---------------------------------------------------------------------------------------------------------------
+# -- patience ---------------------------------------------------------------------------------------------------------
 
 
 class Clock:
@@ -415,8 +422,8 @@ class Clock:
     def monotonic_ns(self) -> int:
         return int(self.now_s * 1e9)
 
-    time = staticmethod(time.time)
     time_ns = staticmethod(time.time_ns)
+    time = staticmethod(time.time)
 
 
 class Records:
@@ -506,11 +513,674 @@ class Rescanning:
         assert flush.done.wait(20)
 
     def told(self, event: str) -> list[str]:
-        """The segments, or else hours, of which this was recorded."""
-        self._audit.close()
-        self._audit = self._audit  # closed: all of it is written
+        """The segments, or else hours, of which this was recorded so far."""
+        self._audit.record(Event.READY, "so far")
+        wait_for(lambda: self._sink.fields and self._sink.fields[-1]["MESSAGE"] == "so far", "the records so far")
         return [
             fields.get("TOMBSYNC_SEGMENT") or fields["TOMBSYNC_HOUR"]
             for fields in self._sink.fields
             if fields["TOMBSYNC_EVENT"] == event
         ]
+
+    def hides(self, path: str) -> bool:
+        reader = Reader(self.path)
+        try:
+            return reader.marker(strict_path(path)) is not None
+        finally:
+            reader.close()
+
+    def listing(self, directory: Path) -> list[str]:
+        reader = Reader(self.path)
+        try:
+            return reader.listing(hour_of(directory))
+        finally:
+            reader.close()
+
+
+@pytest.fixture
+def rescanning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rescanning]:
+    made = Rescanning(tmp_path, monkeypatch)
+    made.pass_time(10)
+    yield made
+    made.stop()
+
+
+def test_a_vanished_tombstone_is_put_back_after_a_minute(rescanning: Rescanning) -> None:
+    hour = make_hour(rescanning.root, HOUR)
+    tombstone = mark(hour)
+    rescanning.rescan.request(RescanKind.INTERVAL)
+    rescanning.pass_time(10)
+    tombstone.unlink()
+    rescanning.rescan.request_hour(hour_of(hour))  # as the watcher does
+    rescanning.pass_time(59)
+    assert not tombstone.exists()
+    assert rescanning.hides(MARK)
+    rescanning.pass_time(5)
+    assert tombstone.is_file()
+    assert rescanning.listing(hour) == listed(hour)
+    assert rescanning.told("restored") == [MARK]
+    assert rescanning.told("hidden") == [MARK]
+    rescanning.pass_time(400)
+    assert rescanning.told("restored") == [MARK]
+
+
+def test_a_tombstone_that_comes_back_by_itself_is_not_restored(rescanning: Rescanning) -> None:
+    hour = make_hour(rescanning.root, HOUR)
+    tombstone = mark(hour)
+    rescanning.rescan.request(RescanKind.INTERVAL)
+    rescanning.pass_time(10)
+    for _ in range(3):  # each time it has a new minute
+        tombstone.unlink()
+        rescanning.rescan.request_hour(hour_of(hour))
+        rescanning.pass_time(40)
+        tombstone.touch()
+        rescanning.rescan.request_hour(hour_of(hour))
+        rescanning.pass_time(10)
+    assert rescanning.told("restored") == []
+    assert rescanning.hides(MARK)
+
+
+def test_an_hour_that_is_removed_is_not_made_again(rescanning: Rescanning) -> None:
+    """With `rm -r`, which takes the tombstone first and the directory a little later."""
+    hour = make_hour(rescanning.root, HOUR)
+    tombstone = mark(hour)
+    other = make_hour(rescanning.root, "desertbus/source/2019-11-13T03")
+    rescanning.rescan.request(RescanKind.INTERVAL)
+    rescanning.pass_time(10)
+    tombstone.unlink()
+    rescanning.rescan.request_hour(hour_of(hour))
+    rescanning.pass_time(30)
+    shutil.rmtree(hour)
+    rescanning.rescan.request_hour(hour_of(hour))
+    rescanning.pass_time(31)
+    assert rescanning.hides(MARK)  # it may have been moved away, to come back
+    assert rescanning.listing(hour) == []
+    rescanning.pass_time(60)
+    assert not rescanning.hides(MARK)
+    assert not hour.exists()
+    assert rescanning.told("hour-gone") == ["2019-11-13T02"]
+    assert rescanning.told("restored") == []
+    assert rescanning.listing(other) == listed(other)
+    rescanning.pass_time(700)
+    assert not hour.exists()
+
+
+def test_what_a_peer_does_not_have_yet_outlives_its_hour(rescanning: Rescanning) -> None:
+    rescanning.stop()
+    rescanning.peers = {"node-b": "tree://somewhere"}
+    rescanning.start()
+    hour = make_hour(rescanning.root, HOUR)
+    mark(hour)
+    rescanning.rescan.request(RescanKind.INTERVAL)
+    rescanning.pass_time(10)
+    shutil.rmtree(hour)
+    rescanning.pass_time(1000)
+    assert rescanning.hides(MARK)
+    assert not hour.exists()
+    assert rescanning.told("hour-gone") == []
+    make_hour(rescanning.root, HOUR)  # it returns without the tombstone
+    rescanning.pass_time(400)
+    assert (hour / f"{segment_stem(0)}.tombstone").is_file()
+    assert rescanning.listing(hour) == listed(hour)
+
+
+def test_an_hour_that_goes_twice_has_a_minute_each_time(rescanning: Rescanning, tmp_path: Path) -> None:
+    hour, outside = make_hour(rescanning.root, HOUR), tmp_path / "outside"
+    mark(hour)
+    rescanning.rescan.request(RescanKind.INTERVAL)
+    rescanning.pass_time(10)
+    for _ in range(3):
+        hour.rename(outside)
+        rescanning.rescan.request_hour(hour_of(hour))
+        rescanning.pass_time(40)
+        assert rescanning.hides(MARK)
+        assert rescanning.listing(hour) == []
+        outside.rename(hour)
+        rescanning.rescan.request_hour(hour_of(hour))
+        rescanning.pass_time(40)
+        assert rescanning.listing(hour) == listed(hour)
+    assert rescanning.told("hour-gone") == []
+    assert rescanning.told("hidden") == [MARK]
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("kind", [RescanKind.INTERVAL, RescanKind.FULL])
+def test_an_hour_that_returns_as_it_was_is_taken_up_again(
+    rescanning: Rescanning, tmp_path: Path, kind: RescanKind, restarted: bool
+) -> None:
+    """Its mtime and its entries are those of the listing that settled, and nobody watched: its rows went meanwhile."""
+    hour = make_hour(rescanning.root, HOUR)
+    mark(hour)
+    rescanning.rescan.request(RescanKind.INTERVAL)
+    rescanning.pass_time(10)
+    hour.rename(tmp_path / "outside")
+    rescanning.rescan.request(RescanKind.INTERVAL)
+    rescanning.pass_time(10)
+    assert rescanning.listing(hour) == []
+    assert rescanning.hides(MARK)
+    if restarted:
+        rescanning.stop()
+    (tmp_path / "outside").rename(hour)
+    if restarted:
+        rescanning.start()
+    rescanning.rescan.request(kind)
+    rescanning.pass_time(10)
+    assert rescanning.listing(hour) == listed(hour)
+
+
+def test_an_hour_that_waits_for_a_tombstone_is_compared_again(rescanning: Rescanning) -> None:
+    """Where a file system gives the same inode again, the entries may be those of the last listing to the last byte."""
+    hour = make_hour(rescanning.root, HOUR)
+    tombstone = mark(hour)
+    rescanning.rescan.request(RescanKind.INTERVAL)
+    rescanning.pass_time(10)
+    before = os.stat(hour)
+    tombstone.unlink()
+    (hour / "other.ts").touch()
+    rescanning.rescan.request(RescanKind.INTERVAL)
+    rescanning.pass_time(10)
+    assert rescanning.listing(hour) == [name for name in listed(hour) if segment_stem(0) not in name]
+    (hour / "other.ts").unlink()
+    tombstone.touch()
+    os.utime(hour, ns=(before.st_atime_ns, before.st_mtime_ns))
+    rescanning.rescan.request(RescanKind.INTERVAL)
+    rescanning.pass_time(10)
+    assert rescanning.listing(hour) == listed(hour)
+
+
+@pytest.mark.timeout(180)
+def test_a_minute_of_patience(tmp_path: Path) -> None:
+    """The one test that really waits: the whole agent puts back what vanished, and only that."""
+    agent = AgentProcess(tmp_path)
+    hour, gone = make_hour(agent.root, HOUR), make_hour(agent.root, "desertbus/source/2019-11-13T03")
+    tombstone, other = mark(hour), mark(gone)
+    with agent:
+        idle(agent)
+        begun = time.monotonic()
+        tombstone.unlink()
+        shutil.rmtree(gone)
+        assert agent.hidden(MARK)
+        (told,) = wait_for(lambda: agent.records("restored"), "it to be put back", 120)
+        assert time.monotonic() - begun >= 60
+        assert told["TOMBSYNC_SEGMENT"] == MARK
+        assert tombstone.is_file()
+        assert is_true(agent, hour)
+        wait_for(lambda: agent.records("hour-gone"), "the hour to be given up", 60)
+        assert not gone.exists()
+        assert not agent.hidden(f"desertbus/source/2019-11-13T03/{other.stem}")
+        assert agent.metric("restored_total") == 1
+        assert agent.metric("tombstones") == 1
+        # Which it did although it had given up every right to write or remove a file of the tree.
+        assert agent.records("confinement")[0]["TOMBSYNC_CONFINED"] == ("1" if confine.abi_version() else "0")
+
+
+# -- the tree goes and comes back -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[tuple[AgentProcess, Disk]]:
+    """An agent, not started, and a disk with an hour and a mark, mounted at its root."""
+    with disk(tmp_path / "image") as made:
+        agent = AgentProcess(tmp_path)
+        made.mount(agent.root)
+        mark(make_hour(agent.root, HOUR))
+        with agent.ending():
+            yield agent, made
+
+
+def unmount(made: Disk) -> None:
+    done = made.unmount()
+    assert done.returncode == 0, done.stderr
+
+
+def assert_paused(agent: AgentProcess, expected: list[str]) -> None:
+    """It answers, says that it is paused, and keeps everything."""
+    wait_for(lambda: agent.get("/metrics")[0] == 200 and not agent.metric("root_believed"), "the loss to be noticed")
+    wait_for(lambda: agent.records("root-lost"), "the loss to be told")
+    assert agent.get("/healthz")[0] == 200
+    assert "paused" in agent.get("/readyz")[1]
+    rescan_asked = agent.run("rescan", expect=None)
+    assert rescan_asked.returncode == 1
+    assert agent.hidden(MARK)
+    assert agent.listing(hour_of(agent.root / HOUR)) == expected
+    assert agent.metric("tombstones") == 1
+
+
+def test_an_idle_agent_lets_its_tree_be_unmounted_and_pauses_until_it_is_back(
+    mounted: tuple[AgentProcess, Disk],
+) -> None:
+    agent, made = mounted
+    idle(agent.start())
+    expected = listed(agent.root / HOUR)
+    assert len(expected) == 2
+    wait_for(lambda: completed(agent, "settle"), "the agent to be idle")
+    unmount(made)
+    assert_paused(agent, expected)
+    assert os.listdir(agent.root) == []  # nothing was made in the bare mount point
+    assert len(agent.records("root-lost")) == 1
+
+    made.mount(agent.root)
+    assert agent.wait() == 75
+    assert len(agent.records("root-returned")) == 1
+    agent.start()
+    assert is_true(agent, agent.root / HOUR)
+    mark(agent.root / HOUR, segment_stem(2))
+    wait_for(lambda: is_true(agent, agent.root / HOUR), "a new mark to be hidden")
+    wait_for(lambda: told_hidden(agent) == {MARK: 1, f"{HOUR}/{segment_stem(2)}": 1}, "both to be told, once")
+
+
+def test_an_agent_that_starts_without_its_tree_waits_for_it(mounted: tuple[AgentProcess, Disk]) -> None:
+    agent, made = mounted
+    agent.start()
+    expected = listed(agent.root / HOUR)
+    agent.stop()
+    unmount(made)
+    stray = make_hour(agent.root, HOUR, segments=9)  # a downloader writes into the bare mount point
+    mark(stray, segment_stem(4))
+    agent.start(ready=False)
+    assert_paused(agent, expected)
+    assert not agent.hidden(f"{HOUR}/{segment_stem(4)}")
+    assert not (agent.root / ".tombsync").exists()
+    assert agent.watched() == set()
+    shutil.rmtree(agent.root / "desertbus")
+    made.mount(agent.root)
+    assert agent.wait() == 75
+
+
+def test_an_agent_that_never_had_a_tree_says_that_there_is_none(tmp_path: Path) -> None:
+    agent = AgentProcess(tmp_path)
+    agent.root.rmdir()
+    done = agent.run("run", expect=1)
+    assert [line for line in done.stderr.splitlines() if not line.startswith("{")] == [
+        f"tombsync: the segment tree {agent.root} is not a directory that can be opened",
+        "  hint: mount it, or name another with --root",
+    ]
+
+
+def test_another_tree_in_its_place_is_not_believed_until_a_person_says_so(
+    mounted: tuple[AgentProcess, Disk], tmp_path: Path
+) -> None:
+    agent, made = mounted
+    idle(agent.start())
+    expected = listed(agent.root / HOUR)
+    wait_for(lambda: completed(agent, "settle"), "the agent to be idle")
+    unmount(made)
+    with disk(tmp_path / "other") as other:
+        other.mount(agent.root)
+        theirs = make_hour(agent.root, "desertbus/source/2019-11-13T09", segments=4)
+        mark(theirs, segment_stem(2))
+        assert_paused(agent, expected)
+        mark(theirs, segment_stem(4))
+        rescan_refused = agent.run("rescan", "--full", expect=1)
+        assert "has no identity, expected" in rescan_refused.stderr
+        assert not agent.hides(marked(theirs, segment_stem(2)))
+        assert sorted(os.listdir(agent.root)) == ["desertbus", "lost+found"]
+
+        dry = agent.run("adopt-root", "--dry-run")
+        assert "would" in dry.stdout
+        assert agent.process is not None
+        assert agent.process.poll() is None
+        agent.run("adopt-root", "--yes")
+        assert agent.wait() == 75
+        agent.start()
+        wait_for(lambda: is_true(agent, theirs), "the new tree to be taken up")
+        assert agent.listing(hour_of(agent.root / HOUR)) == []
+        assert agent.hides(marked(theirs, segment_stem(4)))
+        (own,) = os.listdir(agent.root / ".tombsync")
+        assert len(agent.records("root-adopted")) == 1  # the identity is still the index's
+        assert own == f"root-{agent.records('root-adopted')[0]['MESSAGE'].split()[-1]}"
+        agent.kill()
+
+
+@pytest.mark.parametrize("removed", [False, True])
+def test_a_root_that_is_moved_away_or_removed_pauses_the_agent(tmp_path: Path, removed: bool) -> None:
+    agent = AgentProcess(tmp_path)
+    mark(make_hour(agent.root, HOUR))
+    with agent:
+        idle(agent)
+        expected = listed(agent.root / HOUR)
+        shutil.copytree(agent.root, tmp_path / "copy")
+        if removed:
+            shutil.rmtree(agent.root)
+            # What was removed before the root was, went as any hour does: only the marks are kept for a while.
+            wait_for(lambda: agent.records("root-lost"), "the loss to be told")
+            assert agent.hidden(MARK)
+        else:
+            agent.root.rename(tmp_path / "moved")
+            wait_for(lambda: agent.records("root-lost"), "the loss to be told")
+            mark(tmp_path / "moved" / HOUR, segment_stem(2))
+            assert agent.listing(hour_of(agent.root / HOUR)) == expected
+        assert not agent.metric("root_believed")
+        assert agent.get("/healthz")[0] == 200
+        (tmp_path / "copy").rename(agent.root)
+        assert agent.wait() == 75
+        agent.start()
+        wait_for(lambda: is_true(agent, agent.root / HOUR), "the copy, which has the same identity, to be taken up")
+
+
+def test_a_quality_on_a_disk_of_its_own_that_is_unmounted_keeps_its_rows(tmp_path: Path) -> None:
+    with disk(tmp_path / "image") as made:
+        agent = AgentProcess(tmp_path)
+        other = make_hour(agent.root, "desertbus/480p/2019-11-13T02")
+        source = agent.root / "desertbus/source"
+        source.mkdir()
+        made.mount(source)
+        hour = make_hour(agent.root, HOUR)
+        mark(hour)
+        with agent:
+            idle(agent)
+            expected = listed(hour)
+            mark(hour, segment_stem(2))
+            wait_for(lambda: agent.hides(marked(hour, segment_stem(2))), "the watcher to work")
+            unmount(made)
+            assert wait_for(lambda: agent.records("place-lost"), "the loss to be told")
+            for kind in ("interval", "full"):
+                rescan(agent, kind)
+            mark(other)
+            wait_for(lambda: is_true(agent, other), "the rest of the tree to go on")
+            assert agent.listing(hour_of(hour)) == [name for name in expected if segment_stem(2) not in name]
+            assert agent.hidden(MARK)
+            assert len(agent.records("place-lost")) == 1
+            assert agent.metric("root_believed") == 1
+            assert os.listdir(source) == []
+
+            made.mount(source)
+            rescan(agent, "interval")
+            inode = hour.stat().st_ino
+            wait_for(lambda: inode in {found for _, found in agent.watched()}, "the hours to be watched again")
+            (hour / "fresh.tombstone").touch()
+            wait_for(lambda: agent.hides(marked(hour, "fresh")), "a fresh mark to be hidden")
+            row = agent.marker(f"{HOUR}/fresh")
+            assert row is not None
+            assert row.source == "watch"
+            assert is_true(agent, hour)
+            assert not agent.records("restored")
+
+            unmount(made)
+            wait_for(lambda: len(agent.records("place-lost")) == 2, "the second loss to be told")
+            agent.run("adopt-root", "--yes")  # this time it is meant
+            rescan(agent, "interval")
+            assert agent.listing(hour_of(hour)) == []
+
+
+@pytest.mark.parametrize("level", ["desertbus", "desertbus/source", HOUR])
+def test_what_may_not_be_read_any_more_is_not_taken_for_gone(tmp_path: Path, level: str) -> None:
+    prefix = []
+    if os.geteuid() == 0:  # root reads everything, unless it gave that up
+        lacking = "-dac_override,-dac_read_search"
+        prefix = [need("setpriv"), f"--bounding-set={lacking}", f"--inh-caps={lacking}"]
+    agent = AgentProcess(tmp_path, prefix=prefix)
+    hour = make_hour(agent.root, HOUR)
+    mark(hour)
+    with agent:
+        idle(agent)
+        expected = listed(hour)
+        mode = (agent.root / level).stat().st_mode
+        (agent.root / level).chmod(0)
+        try:
+            for kind in ("interval", "full"):
+                rescan(agent, kind)
+            assert agent.listing(hour_of(hour)) == expected
+            assert agent.hidden(MARK)
+            wait_for(lambda: "cannot be listed: Permission denied" in agent.log.read_text(), "it to be told")
+        finally:
+            (agent.root / level).chmod(mode)
+        mark(hour, segment_stem(2))
+        rescan(agent, "interval")
+        wait_for(lambda: is_true(agent, hour), "the index to be true")
+
+
+def test_a_directory_that_the_disk_cannot_read_costs_the_rest_nothing(mounted: tuple[AgentProcess, Disk]) -> None:
+    agent, made = mounted
+    other = make_hour(agent.root, "desertbus/480p/2019-11-13T02")
+    agent.start()
+    expected = listed(agent.root / HOUR)
+    agent.stop()
+    unmount(made)
+    damage = ["-w", "-R", "zap_block -f /desertbus/source -p 85 0", str(made.image)]
+    subprocess.run([need("debugfs"), *damage], check=True, capture_output=True)
+    made.mount(agent.root)
+    with pytest.raises(OSError):
+        os.listdir(agent.root / "desertbus/source")
+
+    idle(agent.start())
+    rescan(agent)
+    assert agent.listing(hour_of(agent.root / HOUR)) == expected
+    assert agent.hidden(MARK)
+    assert "desertbus/source cannot be listed: " in agent.log.read_text()
+    mark(other)
+    wait_for(lambda: is_true(agent, other), "the rest of the tree to go on")
+    row = agent.marker(f"desertbus/480p/2019-11-13T02/{segment_stem(0)}")
+    assert row is not None
+    assert row.source == "watch"
+    assert agent.stop() == 0
+
+
+# -- large trees, long lives ------------------------------------------------------------------------------------------
+
+LARGE_FILES, LARGE_HOURS = 200_000, 100
+NEWEST = "desertbus/source/2019-11-17T00"  # of the large tree
+
+
+@pytest.fixture(scope="module")
+def large_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A tree of 200,000 files, which are hard links to a few."""
+    root = tmp_path_factory.mktemp("large") / "segments"
+    make_large_tree(root, files=LARGE_FILES, hours=LARGE_HOURS)
+    yield root
+    shutil.rmtree(root)
+
+
+def status(agent: AgentProcess) -> dict[str, object]:
+    """What `tombsync status --json` says."""
+    document: dict[str, object] = json.loads(agent.run("status", "--json").stdout)
+    return document
+
+
+def test_the_progress_of_a_first_index_can_be_seen(tmp_path: Path, large_root: Path) -> None:
+    agent = AgentProcess(tmp_path, root=large_root)
+    with agent.ending():
+        agent.start(ready=False)
+        wait_for(lambda: agent.get("/readyz")[0], "an answer")
+        assert agent.get("/readyz")[0] == 503
+        assert agent.get("/healthz")[0] == 200
+
+        def begun() -> bool:
+            reader = agent.reader()
+            try:
+                return bool(reader.fact("rescan_done"))
+            finally:
+                reader.close()
+
+        wait_for(begun, "some hours to be done")
+        agent.signal(signal.SIGSTOP)
+        seen = status(agent)
+        agent.signal(signal.SIGCONT)
+        rescan_seen = seen["rescan"]
+        assert isinstance(rescan_seen, dict)
+        running = rescan_seen["running"]
+        assert running["kind"] == "interval"
+        assert 0 < running["done"] < running["total"] == LARGE_HOURS
+        assert running["started_at"]
+        assert rescan_seen["completed_at"] == {"interval": None, "full": None}
+        assert seen["agent"] == {"running": True, "pid": agent.pid}
+        assert "interval rescan" in agent.get("/readyz")[1]
+        assert agent.get("/readyz")[0] == 503
+        assert agent.get("/healthz")[0] == 200
+
+        wait_for(agent.is_ready, "it to be ready", 40)
+        wait_for(lambda: agent.records("ready"), "it to be told")
+        idle(agent)
+        seen = status(agent)
+        assert seen["segments"] == {"visible": LARGE_FILES, "hidden": 0}
+        assert seen["hours"] == LARGE_HOURS
+        rescan_seen = seen["rescan"]
+        assert isinstance(rescan_seen, dict)
+        assert rescan_seen["running"] is None or rescan_seen["running"]["kind"] == "settle"
+        assert all(rescan_seen["completed_at"].values())
+        assert json.loads(agent.get("/readyz")[1])["status"] == "ready"
+        newest = large_root / NEWEST
+        assert is_true(agent, newest)
+
+
+@pytest.mark.parametrize("first_index", [True, False])
+def test_sigterm_ends_it_in_the_middle_of_everything(tmp_path: Path, large_root: Path, first_index: bool) -> None:
+    """A rescan of a large tree runs, and a peer is frozen: before it said a word, or with requests under way."""
+    with Sshd() as peer:
+        make_hour(peer.root, NEWEST)
+        agent = AgentProcess(tmp_path, root=large_root, peers=[peer_table("node-b", peer)])
+        with agent.ending():
+            if first_index:
+                peer.freeze()
+                agent.start(ready=False)
+                wait_for(lambda: "interval rescan" in agent.get("/readyz")[1], "the rescan to run")
+            else:
+                idle(agent.start())
+                wait_for(lambda: agent.metric("peer_up", peer="node-b"), "the peer to be up")
+                peer.freeze()
+                tombstones = [mark(large_root / NEWEST, f"unknown{number}") for number in range(50)]
+                wait_for(lambda: agent.metric("deliveries", peer="node-b", state="pending") == 50, "deliveries")
+
+                def rescans() -> bool:
+                    agent.signal(signal.SIGUSR2)
+                    return "full rescan" in agent.get("/readyz")[1]
+
+                wait_for(rescans, "the rescan to run")
+                for tombstone in tombstones:
+                    tombstone.unlink()
+            assert agent.stop() == 0
+            assert "still running at the end" not in agent.log.read_text()
+            assert "Traceback" not in agent.log.read_text()
+            wait_for(lambda: agent.records("stopping"), "it to be told")
+            peer.thaw()
+
+
+def test_damage_that_is_met_while_it_runs_ends_it_and_the_next_start_rebuilds(tmp_path: Path, large_root: Path) -> None:
+    agent = AgentProcess(tmp_path, root=large_root)
+    index = Path(index_path(str(agent.state_dir)))
+    with agent:
+        idle(agent)
+        wait_for(lambda: index.stat().st_size > 10_000_000, "the write-ahead log to be moved into the file")
+        make_half_noise(index)  # more of it than any cache holds
+
+        hours = iter(list((large_root / "desertbus/source").iterdir()) * 1000)
+
+        def ended() -> bool:
+            """Reads and writes all over the index."""
+            passing = next(hours) / "passing.ts"
+            passing.touch()
+            passing.unlink()
+            return agent.process is not None and agent.process.poll() is not None
+
+        tombstone = mark(large_root / NEWEST)
+        try:
+            wait_for(ended, "the damage to be met")
+            assert agent.wait() == 1
+            (told,) = agent.records("worker-died")
+            assert "IndexDamaged" in told["MESSAGE"]
+            agent.start()
+            assert len(agent.records("index-set-aside")) == 1
+            assert agent.hidden(f"{NEWEST}/{segment_stem(0)}")
+            wait_for(lambda: is_true(agent, large_root / NEWEST), "the index to be true")
+        finally:
+            tombstone.unlink()
+
+
+def test_signals_ask_for_rescans(tmp_path: Path) -> None:
+    agent = AgentProcess(tmp_path)
+    hour = make_hour(agent.root, HOUR)
+    with agent:
+        idle(agent)
+        for number, kind in ((signal.SIGUSR1, "interval"), (signal.SIGUSR2, "full")):
+            before = {name: completed(agent, name) for name in ("interval", "full")}
+            agent.signal(number)
+            wait_for(lambda kind=kind, before=before: completed(agent, kind) > before[kind], "it")  # type: ignore[misc]
+            other = "full" if kind == "interval" else "interval"
+            assert completed(agent, other) == before[other]
+        assert is_true(agent, hour)
+
+
+def kept_open(agent: AgentProcess) -> list[str]:
+    """Its descriptors but those of HTTP clients, where two looks saw the same: one alone may meet a listing."""
+    first, second = (sorted(name for name in agent.descriptors() if "socket:" not in name) for _ in range(2))
+    return first if first == second else []
+
+
+@pytest.mark.timeout(120)
+def test_no_descriptor_is_leaked_by_any_rescan(tmp_path: Path) -> None:
+    agent = AgentProcess(tmp_path)
+    hours = [make_hour(agent.root, f"desertbus/source/{hour_text(FIRST_HOUR + n)}") for n in range(20)]
+    with agent:
+        idle(agent)
+        before: list[str] = []
+        for number in range(60):
+            hour = hours[number % 20]
+            if number % 5 == 0:
+                shutil.rmtree(hour)
+            else:
+                mark(hour, str(number))
+            rescan(agent, "full" if number % 2 else "interval")
+            hour.mkdir(exist_ok=True)
+            if number == 9:  # what is opened only once is open now
+                before = wait_for(lambda: kept_open(agent), "its descriptors")
+        wait_for(lambda: kept_open(agent) == before, "the descriptors to be those of the beginning")
+        wait_for(lambda: len(agent.descriptors()) <= len(before) + 1, "only the listening socket to be left of all")
+
+
+def test_it_starts_confined(tmp_path: Path) -> None:
+    if confine.abi_version() == 0:
+        if os.environ.get("CI") == "true":
+            pytest.fail("this kernel has no Landlock, and CI must not skip a test", pytrace=False)
+        pytest.skip("this kernel has no Landlock")
+    agent = AgentProcess(tmp_path, arguments=["--require-confinement"])
+    hour = make_hour(agent.root, HOUR)
+    with agent:
+        (told,) = wait_for(lambda: agent.records("confinement"), "it to be told")
+        assert told["TOMBSYNC_CONFINED"] == "1"
+        assert "NoNewPrivs:\t1" in Path(f"/proc/{agent.pid}/status").read_text()
+        # All that it makes for itself, it made under the confinement, and makes again after a crash.
+        (own,) = os.listdir(agent.root / ".tombsync")
+        assert own.startswith("root-")
+        assert agent.socket.is_socket()
+        agent.kill()
+        agent.start()
+        mark(hour)
+        wait_for(lambda: is_true(agent, hour), "a mark to be hidden")
+        assert agent.stop() == 0
+        assert not agent.socket.exists()
+
+
+IMPATIENT = """
+from tombsync.cli.main import main
+from tombsync.daemon import agent
+
+agent.STALLED_AFTER_S = 4.0
+main()
+"""
+
+
+def test_a_full_disk_under_the_index_is_waited_out(tmp_path: Path) -> None:
+    """What was seen waits for room, and so does the rescan that goes on seeing: that is no reason to end."""
+    with disk(tmp_path / "image", megabytes=8) as made:
+        agent = AgentProcess(tmp_path, program=[sys.executable, "-c", IMPATIENT])
+        made.mount(agent.state_dir)
+        with agent:
+            idle(agent)
+            filler = agent.state_dir / "filler"
+            with pytest.raises(OSError, match="No space left"), filler.open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+            hours = [
+                make_hour(agent.root, f"desertbus/source/{hour_text(FIRST_HOUR + n)}", segments=1500) for n in range(5)
+            ]
+            mark(hours[0])
+            wait_for(lambda: agent.records("state-refused"), "the refusal to be told")
+            agent.signal(signal.SIGUSR2)
+            retries = agent.metric("index_retries_total")
+            wait_for(lambda: agent.metric("index_retries_total") >= retries + 6, "more seconds than any turn takes")
+            assert agent.get("/healthz")[0] == 200
+            assert not agent.hidden(MARK)
+            filler.unlink()
+            wait_for(lambda: is_true(agent, *hours), "the index to be true")
+            assert agent.hidden(MARK)
+            assert agent.stop() == 0

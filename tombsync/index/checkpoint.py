@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import threading
 
+from tombsync.errors import StateRefused
 from tombsync.index import files
+
+log = logging.getLogger(__name__)
 
 CHECKPOINT_INTERVAL_S = 0.5  # of 0.1 to 1 s, measured without a difference to hiding
 # The log is begun again from its start past this size (4 KiB pages, 32 MiB); it reached 570 MB without.
@@ -20,21 +24,23 @@ class Checkpointer:
     def __init__(self, path: str) -> None:
         self._path = path
         self._connection: sqlite3.Connection | None = None  # made by the worker's own thread
+        self._told_of_refusal = False
         self._woken = threading.Event()
 
     def loop(self, now: float) -> None:
-        """One checkpoint where something was written. Raises IndexDamaged, StateRefused."""
+        """One checkpoint where something was written. Raises IndexDamaged, and StateRefused where none can begin."""
         self._woken.wait(CHECKPOINT_INTERVAL_S)
         if self._connection is None:
             self._connection = files.open_for_checkpoints(self._path)
-        with files.translated(self._path):
-            try:
-                _, pages, _ = self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-                if pages > RESTART_ABOVE_PAGES:
-                    self._connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
-            except sqlite3.OperationalError as exc:
-                if exc.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                    raise
+        try:
+            with files.translated(self._path):
+                _checkpoint(self._connection)
+        except StateRefused as exc:  # a full disk: the log keeps everything, and grows for as long as it can
+            if not self._told_of_refusal:
+                self._told_of_refusal = True
+                log.warning("the index's log cannot be moved into its file, and it is tried again: %s", exc)
+        else:
+            self._told_of_refusal = False
 
     def wake(self) -> None:
         """End the wait of a turn."""
@@ -44,3 +50,13 @@ class Checkpointer:
         """Close the connection, after the thread has ended."""
         if self._connection is not None:
             self._connection.close()
+
+
+def _checkpoint(connection: sqlite3.Connection) -> None:
+    try:
+        _, pages, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        if pages > RESTART_ABOVE_PAGES:
+            connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+    except sqlite3.OperationalError as exc:
+        if exc.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise
