@@ -12,6 +12,7 @@ in it until a new process starts. The interface is that of the kernel's Document
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
 from collections.abc import Sequence
@@ -56,6 +57,9 @@ _MODIFYING = (
 
 _RULESET_ATTR = struct.Struct("=Q")  # landlock_ruleset_attr of ABI 1: handled_access_fs
 _PATH_BENEATH_ATTR = struct.Struct("=Qi")  # landlock_path_beneath_attr, packed: allowed_access, parent_fd
+
+_OWN_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_SHORTAGE_HINT = "the limit of open files (LimitNOFILE) or the memory of the machine is used up"
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -105,8 +109,8 @@ def confine(
     directory is not (not mounted yet), it gets no rule and `Confinement.without_rule` says so.
 
     Raises ConfinementUnavailable where the kernel cannot do it or where the tree lies inside a directory in which
-    removing is allowed, and StateRefused where the state directory cannot be opened. Nothing is restricted then, but
-    new privileges may already be given up.
+    removing is allowed, and StateRefused where the state directory cannot be opened, or any of them for want of
+    descriptors or memory. Nothing is restricted then, but new privileges may already be given up.
     """
     _require_single_thread()
     abi = abi_version()
@@ -130,7 +134,9 @@ def confine(
         for path, allowed in optional:
             try:
                 _allow(ruleset, path, allowed)
-            except OSError:
+            except OSError as error:
+                if error.errno in _OWN_SHORTAGES:  # it may well be there, and without its rule nothing would work in it
+                    raise StateRefused(path, error.strerror or str(error), _SHORTAGE_HINT) from error
                 without_rule.append(path)
         try:
             _allow(ruleset, "/dev/null", _WRITE_FILE, os.O_PATH)

@@ -94,8 +94,7 @@ class Problem:
     allowed: str
 
     def __str__(self) -> str:
-        shown = f" = {self.value}" if self.value else ""
-        return f"{self.file}: {self.key}{shown}: {self.allowed}"
+        return f"{self.file}: {self.key}{f' = {self.value}' if self.value else ''}: {self.allowed}"
 
 
 @dataclass(eq=False)
@@ -114,13 +113,14 @@ class BadSettings(TombsyncError):
 
 @dataclass(eq=False)
 class RootMissing(TombsyncError):
-    """The segment tree is not there, or is not a directory."""
+    """The segment tree is not there, is no directory, or cannot be read."""
 
     root: str
+    reason: str = "is not a directory that can be opened"
     hint: str = "mount it, or name another with --root"
 
     def __str__(self) -> str:
-        return f"the segment tree {self.root} is not a directory that can be opened"
+        return f"the segment tree {self.root} {self.reason}"
 
 
 @dataclass(eq=False)
@@ -133,8 +133,8 @@ class RootNotBelieved(TombsyncError):
     hint: str = "mount the right tree; if a new disk is meant, run `tombsync adopt-root`"
 
     def __str__(self) -> str:
-        found = f"has the identity {self.found}" if self.found else "has no identity"
-        return f"the segment tree {self.root} {found}, expected {self.expected}"
+        found = f"the identity {self.found}" if self.found else "no identity"
+        return f"the segment tree {self.root} has {found}, expected {self.expected}"
 
 
 @dataclass(eq=False)
@@ -372,7 +372,6 @@ class RootReturned(TombsyncError):
     """The tree is back; a new process must take it up (the confinement is bound to the old mount)."""
 
     root: str
-    hint: str = ""
     exit_code = EXIT_RESTART
 
     def __str__(self) -> str:

@@ -31,20 +31,17 @@ class RootGuard:
 
     def check(self) -> None:
         """Look now."""
-        believed = self._tree.believed(self._identity)
+        doubt = self._tree.doubt(self._identity)
+        believed = doubt is None
         if believed == self._believed:
             return
         self._believed = believed
-        root = self._tree.root
         if believed:
-            self._audit.record(Event.ROOT_RETURNED, f"the segment tree {root} is back; the agent starts again")
+            text = f"the segment tree {self._tree.root} is back; the agent starts again"
+            self._audit.record(Event.ROOT_RETURNED, text)
             self._on_return()
         else:
-            self._audit.record(
-                Event.ROOT_LOST,
-                f"the segment tree {root} is gone or is another one (expected {self._identity}); nothing is changed and"
-                " nothing pushed until it is back",
-            )
+            self._audit.record(Event.ROOT_LOST, f"{doubt}; nothing is changed and nothing pushed until it is back")
 
     def loop(self, now: float) -> None:
         """One look, at the latest after CHECK_INTERVAL_S."""

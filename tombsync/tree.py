@@ -94,8 +94,10 @@ class Tree:
         """A descriptor of ROOT for the time of a `with` block. Raises RootMissing."""
         try:
             fd = os.open(self.root, _DIRECTORY)
-        except OSError as exc:
+        except (FileNotFoundError, NotADirectoryError) as exc:
             raise RootMissing(self.root) from exc
+        except OSError as exc:
+            raise RootMissing(self.root, f"cannot be opened: {os.strerror(exc.errno or 0)}") from exc
         try:
             yield fd
         finally:
@@ -109,23 +111,29 @@ class Tree:
             yield fd
 
     def require(self, root_fd: int, identity: str) -> None:
-        """Raise RootNotBelieved where the open root has not this identity."""
+        """Raise RootNotBelieved where the open root has not this identity, RootMissing where that cannot be told."""
         try:
             own = open_below(root_fd, OWN_DIRECTORY)
             try:
                 os.stat(_MARKER_PREFIX + identity, dir_fd=own, follow_symlinks=False)
             finally:
                 os.close(own)
-        except OSError as exc:
+        except (FileNotFoundError, NotADirectoryError) as exc:
             raise RootNotBelieved(self.root, identity, next(iter(identities(root_fd)), "")) from exc
+        except OSError as exc:
+            raise RootMissing(self.root, f"cannot be read: {os.strerror(exc.errno or 0)}") from exc
+
+    def doubt(self, identity: str) -> RootMissing | RootNotBelieved | None:
+        """Why the tree at ROOT cannot be taken for the one of this identity now; None where it can."""
+        try:
+            with self.open_believed(identity):
+                return None
+        except (RootMissing, RootNotBelieved) as exc:
+            return exc
 
     def believed(self, identity: str) -> bool:
         """Whether the tree at ROOT has this identity now."""
-        try:
-            with self.open_believed(identity):
-                return True
-        except (RootMissing, RootNotBelieved):
-            return False
+        return self.doubt(identity) is None
 
     def adopt(self, identity: str | None = None) -> str:
         """The identity of the tree, made if it has none; with `identity`, that one, made if need be.
@@ -133,7 +141,10 @@ class Tree:
         Raises RootMissing, TreeRefused.
         """
         with self.open_root() as fd:
-            found = identities(fd)
+            try:
+                found = identities(fd)
+            except OSError as exc:
+                raise RootMissing(self.root, f"cannot be read: {os.strerror(exc.errno or 0)}") from exc
             if found and identity in (None, *found):
                 return identity or found[0]
             identity = identity or str(uuid.uuid4())
@@ -197,10 +208,10 @@ class Tree:
 
 
 def identities(root_fd: int) -> list[str]:
-    """The identities found in ROOT/.tombsync, sorted."""
+    """The identities found in ROOT/.tombsync, sorted. Raises OSError where that is there and cannot be read."""
     try:
         own = os.open(OWN_DIRECTORY, _DIRECTORY, dir_fd=root_fd)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     try:
         names = sorted(os.listdir(own))

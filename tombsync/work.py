@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import select
 import threading
 import time
 from collections import deque
@@ -157,6 +160,23 @@ class Mailbox:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+
+
+class Attention:
+    """An event that a signal handler may set: threading.Event takes a lock, which the interrupted thread may hold."""
+
+    def __init__(self) -> None:
+        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def set(self) -> None:
+        """End the wait, running or next; from any thread or signal handler."""
+        os.eventfd_write(self._fd, 1)
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until it was set since the last wait, or until the time is over."""
+        select.select([self._fd], [], [], timeout_s)
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._fd)
 
 
 class Beats:

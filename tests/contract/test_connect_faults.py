@@ -113,6 +113,7 @@ def restart_with(server: Sshd, pattern: str, line: str) -> None:
 
 def log_of_a_connection(server: Sshd, connect: Callable[[], object]) -> str:
     """What the server logs of a connection that the client ends."""
+    wait_for(lambda: not server.sessions(), "earlier connections to end, and to be logged")
     before = len(server.log())
     connect()
     ends = ("Connection closed by", "Unable to negotiate")

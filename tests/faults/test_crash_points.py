@@ -74,6 +74,7 @@ class Scenario:
         wait_for(lambda: world.visible() == visible, "the listing to be that of the directory")
         agent.kill()
         world.check_promises(self.stems)
+        assert tombstones(world.peer_root) == self.stems
         world.check_journal()
         return fault
 

@@ -93,7 +93,7 @@ class World:
 
     # -- what happens -------------------------------------------------------------------------------------------------
 
-    def hide(self, count: int = 1, *, age_s: float = 0.0) -> list[int]:
+    def hide(self, count: int = 1, *, age_s: float = 0.0, wake: bool = True) -> list[int]:
         """Hide segments as the intake does, and wake the pusher; their markers, oldest first."""
         markers = []
         while count:
@@ -103,7 +103,8 @@ class World:
             rows = hide(self.writer, HOUR, *stems, now_ns=time.time_ns() - int(age_s * 1e9))
             markers += [row.marker for row in rows]
             count -= some
-        self.pusher.wake()
+        if wake:
+            self.pusher.wake()
         return markers
 
     def turn(self, count: int = 1) -> None:
@@ -250,6 +251,16 @@ def test_bursts_larger_than_the_room_for_fresh_ones_lose_nothing(world: World) -
     assert len(world.placed) == len(markers)
 
 
+def test_what_is_left_of_a_burst_goes_before_an_older_backlog(world: World) -> None:
+    world.peer.window, world.peer.answers_a_turn = 4, 2
+    world.hide(100, age_s=60)
+    world.turn(5)
+    done = len(world.submitted)
+    burst = world.hide(100)
+    world.run()
+    assert world.submitted[done : done + 100] == burst[::-1]
+
+
 # -- nothing twice, nothing lost ---------------------------------------------------------------------------------------
 
 
@@ -297,6 +308,22 @@ def test_a_failure_that_is_committed_late_is_tried_again_all_the_same(world: Wor
     world.later(LONG_S)
     world.run()
     assert world.state(marker) is State.CONFIRMED
+
+
+def test_what_a_sweep_found_before_the_wake_came_is_not_taken_again(world: World) -> None:
+    world.peer.window = 1
+    world.peer.full = True
+    (old,) = world.hide()
+    world.run()
+    world.peer.full = False
+    world.later(0.9)
+    world.pusher.loop(world.now)  # the last wake is used up
+    world.later(2)
+    markers = world.hide(20, wake=False)
+    world.pusher.loop(world.now)  # the sweep for the old one; it finds the new ones in the index
+    assert world.submitted == [old, markers[-1]]
+    world.run()
+    assert Counter(world.submitted) == {old: 2, **dict.fromkeys(markers, 1)}
 
 
 def test_a_lost_session_makes_everything_due_again(world: World) -> None:
@@ -585,6 +612,18 @@ def test_an_hour_that_is_gone_is_an_answer_and_is_due_again_when_it_returns(worl
     world.run()
     assert world.state(marker) is State.CONFIRMED
     assert len(world.placed) == 1
+    assert world.metric("push_seconds_count") == 1  # of the first delivery alone
+
+
+def test_what_was_not_durable_is_synced_by_a_verify_where_that_is_possible_now(world: World) -> None:
+    world.peer.can_sync = False
+    (marker,) = world.hide()
+    for state, durable in ((State.NOT_DURABLE, False), (State.CONFIRMED, False), (State.CONFIRMED, True)):
+        world.run()
+        assert world.state(marker) is state
+        assert world.peer.submitted[-1].durable is durable
+        world.peer.can_sync = True
+        world.later(VERIFY_S + 1)
 
 
 def test_the_time_of_the_verify_is_remembered(world: World) -> None:

@@ -87,7 +87,7 @@ def _identity(settings: Settings, tree: Tree, root_fd: int) -> Finding:
         )
     try:
         tree.require(root_fd, reader.fact("root") or "")
-    except errors.RootNotBelieved as exc:
+    except (errors.RootMissing, errors.RootNotBelieved) as exc:
         return Finding("failed", "tree", str(exc), exc.hint)
     finally:
         reader.close()

@@ -6,19 +6,46 @@ import io
 import logging
 import os
 import sys
+from importlib import import_module
 
 import click
 
 from tombsync import __version__, errors
-from tombsync.cli import adopt_root, check, ls, mark, peer, rescan, run, status, tombstones
-from tombsync.cli.common import tell_error, tell_usage
-from tombsync.cli.demo import command as demo
 from tombsync.names import printable
 
 _INTERRUPTED = 130  # as a shell says of a program that Ctrl-C ended
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+# Command -> module and function, imported when it is asked for: `mark` need not wait for an SSH library to load.
+_COMMANDS = {
+    "run": "run:run",
+    "check": "check:check",
+    "mark": "mark:mark",
+    "ls": "ls:ls",
+    "tombstones": "tombstones:tombstones",
+    "status": "status:status",
+    "rescan": "rescan:rescan",
+    "adopt-root": "adopt_root:adopt_root",
+    "peer": "peer:peer",
+    "demo": "demo.command:demo",
+}
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, function = _COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(import_module(f"tombsync.cli.{module}"), function)
+        return command
+
+
+@click.command(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, no_args_is_help=True
+)
 @click.version_option(__version__, prog_name="tombsync")
 def cli() -> None:
     """Hide segments of a replicated video archive at once, on every node, and prove it.
@@ -28,21 +55,6 @@ def cli() -> None:
       tombsync mark /segments/desertbus/source/2019-11-13T02/45:51.608000-2.0-full-….ts
       tombsync status 45:51.608000-2.0-full-…
     """
-
-
-for _command in (
-    run.run,
-    check.check,
-    mark.mark,
-    ls.ls,
-    tombstones.tombstones,
-    status.status,
-    rescan.rescan,
-    adopt_root.adopt_root,
-    peer.peer,
-    demo.demo,
-):
-    cli.add_command(_command)
 
 
 def main() -> None:
@@ -60,9 +72,13 @@ def main() -> None:
         click.echo("tombsync: interrupted", err=True)
         sys.exit(_INTERRUPTED)
     except click.ClickException as exc:
+        from tombsync.cli.common import tell_usage
+
         tell_usage(exc)
         sys.exit(exc.exit_code)
     except errors.TombsyncError as exc:
+        from tombsync.cli.common import tell_error
+
         tell_error(exc)
         sys.exit(exc.exit_code)
     except OSError as exc:  # of no part of ours: the disk behind `> FILE` is full, for example

@@ -97,8 +97,7 @@ def mark(paths: tuple[str, ...], place: Place, reason: str, even_if_absent: bool
                     )
                 except errors.TombsyncError as exc:
                     result.outcome, result.error = "failed", str(exc)
-                    if not as_json:
-                        tell_error(exc)
+                    tell_error(exc)
                 else:
                     if agent is not None and not dry_run and not _await_hidden(result, agent):
                         agent = None  # one wait is enough

@@ -38,6 +38,8 @@ def test(name: str, place: Place, as_json: bool) -> int:
         say_json({"peer": name, **report.as_json()})
     else:
         report.say()
+    if report.error is not None:
+        tell_error(report.error)
     return 0 if report.ok else errors.EXIT_FAILED
 
 
@@ -91,11 +93,9 @@ class Report:
         if self.connect_ms is not None:
             say(f"{self.name}: connected, host key as pinned, logged in, SFTP open ({self.connect_ms:.0f} ms)")
             say(f"{self.name}: one round trip takes {self.round_trip_ms:.2f} ms")
-        if self.error is not None:
-            tell_error(self.error)
-            return
-        say(f"{self.name}: its segment tree is there")
-        if not self.can_sync:
+        if self.ok:
+            say(f"{self.name}: its segment tree is there")
+        if self.ok and not self.can_sync:
             warn(f"{self.name}: no fsync@openssh.com there: deliveries stay not-durable and are not enough for a purge")
 
 

@@ -168,8 +168,7 @@ def _stems(settings: Settings, reader: Reader, stems: tuple[str, ...], as_json: 
         except errors.TombsyncError as exc:
             missing += 1
             documents.append({"asked": stem, "segment": None, "error": str(exc)})
-            if not as_json:
-                tell_error(exc)
+            tell_error(exc)
             continue
         found += 1
         for row in rows:

@@ -11,7 +11,6 @@ import os
 import signal
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -39,7 +38,7 @@ from tombsync.rescan import Rescan, RescanKind
 from tombsync.tree import Tree
 from tombsync.watch import Watch
 from tombsync.web import WebServer, build_app
-from tombsync.work import Beats, Driver, Flush, Mailbox, Worker
+from tombsync.work import Attention, Beats, Driver, Flush, Mailbox, Worker
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +58,7 @@ class Agent:
     def __init__(self, settings: config.Settings, *, require_confinement: bool = False) -> None:
         self.settings = settings
         self._require_confinement = require_confinement
-        self._attention = threading.Event()  # set by signals, dying workers, the returning root: see `_supervise`
+        self._attention = Attention()  # set by signals, dying workers, the returning root: see `_supervise`
         self._stopping = False
         self._root_returned = False
         self._failure: tuple[str, BaseException] | None = None
@@ -245,7 +244,6 @@ class Agent:
         told_ready = False
         while True:
             self._attention.wait(_LOOK_S)
-            self._attention.clear()
             if self._stopping:
                 audit.record(Event.STOPPING, "the agent was asked to stop")
                 return

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from tombsync import plan
 from tombsync.audit import Audit, Event
+from tombsync.errors import RootMissing
 from tombsync.index import HourRow, PlaceMount, Reader
 from tombsync.names import Hour, hour_number, hour_text, printable
 from tombsync.tree import Tree, directory_names, is_own_mount, open_below
@@ -44,7 +45,11 @@ class Places:
         """The places of the index and those that are there."""
         found = set(self._known)
         with self._tree.open_believed(self._identity) as root_fd:
-            for channel in directory_names(root_fd):
+            try:
+                channels = directory_names(root_fd)
+            except OSError as exc:
+                raise RootMissing(self._tree.root, f"cannot be listed: {exc.strerror}") from exc
+            for channel in channels:
                 try:
                     found.update((channel, quality) for quality in directory_names(root_fd, channel))
                 except OSError as exc:

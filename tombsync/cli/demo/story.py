@@ -142,6 +142,7 @@ class Story:
         self._report.noticed_ms = (time.monotonic() - begun) * 1e3
         self._screen.step("stopped", f"{lost.name}, its agent and its SFTP server; {keeper.name} has noticed")
 
+        self._screen.working("touching one more meanwhile")
         mark = self._next_mark(MARKS + 1, down=lost.name)
         self._report.outage = mark
         self._hide(mark, rest)

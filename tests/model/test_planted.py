@@ -1,0 +1,114 @@
+"""The machine finds what it is meant to find: one bug planted for each invariant, found and shrunk to a few steps."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.model import checks
+from tests.model.machine import Nodes
+from tombsync import plan
+from tombsync.errors import PeerError
+from tombsync.index import DeliveryOutcomes, Outcome, reader
+from tombsync.plan import State
+from tombsync.push import Pusher
+
+EXAMPLES = 300
+FEW_STEPS = 9
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+def forget_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An hour that goes away is forgotten at once, and its segments are visible when it comes back."""
+    monkeypatch.setattr(plan, "PUT_BACK_AFTER_S", 0.0)
+
+
+def hide_in_every_hour(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tombstone hides its stem in other hours, too."""
+    monkeypatch.setattr(reader, "HIDDEN_STEMS", "(SELECT stem FROM marker GROUP BY stem HAVING max(gen) % 2 = 0)")
+
+
+def never_submit_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was on its way when a session ended is thought to be on its way for ever."""
+    lose = Pusher._lose
+
+    def lose_and_remember(self: Pusher, exc: PeerError) -> None:
+        submitted = dict(self._submitted)
+        lose(self, exc)
+        self._submitted.update(submitted)
+
+    monkeypatch.setattr(Pusher, "_lose", lose_and_remember)
+
+
+def never_verify(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer that lost what it had confirmed is never asked again."""
+    monkeypatch.setattr(Pusher, "_feed_verify", lambda self, session, now: None)
+
+
+def find_only_beside_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rescan takes up tombstones only of hours where it also finds segments."""
+    diff_hour = plan.diff_hour
+
+    def careless(*args: Any, **kwargs: Any) -> plan.HourDiff:
+        diff = diff_hour(*args, **kwargs)
+        return diff if diff.add else replace(diff, markers_found=[])
+
+    monkeypatch.setattr(plan, "diff_hour", careless)
+
+
+def confirm_what_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session that ends without an answer counts as a yes."""
+    lose = Pusher._lose
+
+    def lose_and_hope(self: Pusher, exc: PeerError) -> None:
+        hoped = [Outcome(marker, State.CONFIRMED, 0) for marker in self._submitted]
+        lose(self, exc)
+        self._mailbox.put_urgent(DeliveryOutcomes(self._peer, hoped, lambda changed: None))
+
+    monkeypatch.setattr(Pusher, "_lose", lose_and_hope)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("plant", "invariant"),
+    [
+        (forget_at_once, checks.STAYS_HIDDEN),
+        (hide_in_every_hour, checks.NOTHING_ELSE),
+        (never_submit_again, checks.CONVERGES),
+        (never_verify, checks.CONVERGES),
+        (find_only_beside_segments, checks.RESCAN_HIDES),
+        (confirm_what_was_sent, checks.CONFIRMED_WAS_SEEN),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else value,
+)
+def test_the_machine_finds_it(plant: Plant, invariant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch)
+    with pytest.raises(checks.Violation) as caught:
+        run_state_machine_as_test(
+            Nodes,
+            settings=settings(
+                max_examples=EXAMPLES,
+                stateful_step_count=50,
+                deadline=None,
+                database=None,
+                phases=(Phase.generate, Phase.shrink),
+                report_multiple_bugs=False,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
+    assert caught.value.invariant == invariant
+    steps = steps_of(caught.value)
+    assert 0 < len(steps) <= FEW_STEPS, steps
+
+
+def steps_of(failure: BaseException) -> list[str]:
+    """The rules of the smallest failing run, as Hypothesis reports it."""
+    report = "\n".join(failure.__notes__)
+    return [step for step in re.findall(r"^\s*state\.(.*)$", report, re.MULTILINE) if not step.startswith(("holds", "teardown"))]
