@@ -1,6 +1,6 @@
 """20,000 touches while the agent is paused, past an overflow of the kernel's queue, with two peers.
 
-    python -m benchmarks.burst [--touches 20000]
+python -m benchmarks.burst [--touches 20000]
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def main() -> None:
             while any(placed(Path(server.root), hours) < options.touches for server in (one, two)):
                 time.sleep(0.05)
             placed_s = time.monotonic() - begun
-            while any(agent.metric("deliveries", peer=p, state="confirmed") < options.touches for p in ("node-b", "node-c")):
+            while any(
+                agent.metric("deliveries", peer=p, state="confirmed") < options.touches for p in ("node-b", "node-c")
+            ):
                 time.sleep(0.02)
             confirmed_s = time.monotonic() - begun
             report.add("all hidden", f"{hidden_s:.2f} s")

@@ -1,6 +1,6 @@
 """A catch-up of 10,000 tombstones to one peer over a delaying relay, session open, against rsync over the same relay.
 
-    python -m benchmarks.catchup [--count 10000] [--rtt 0,20,50] [--files 1024]
+python -m benchmarks.catchup [--count 10000] [--rtt 0,20,50] [--files 1024]
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ def by_rsync(base: Path, source: Path, server: Sshd, relay: Relay, delay_s: floa
     through = Through(server, relay, base / "known_hosts")
     clear(server)
     control = base / "ssh-control"
-    ssh = ["ssh", "-p", str(through.port), "-i", str(through.key_path), "-o", f"UserKnownHostsFile={through.known_hosts_path}",
-           "-o", f"ControlPath={control}"]  # fmt: skip
+    pinned = f"UserKnownHostsFile={through.known_hosts_path}"
+    ssh = ["ssh", "-p", str(through.port), "-i", str(through.key_path), "-o", pinned, "-o", f"ControlPath={control}"]
     relay.set_delay(0)
     master = subprocess.Popen([*ssh, "-M", "-N", f"{through.user}@{through.host}"])
     try:
@@ -145,7 +145,10 @@ def compare(
     report.add(f"{at}: placed / rsync -a", round(placed_s / plain_s, 2), must="<= 0.8", ok=placed_s <= 0.8 * plain_s)
     report.add(f"{at}: confirmed", f"{confirmed_s:.2f} s, rsync -a --fsync {synced_s:.2f} s")
     report.add(
-        f"{at}: confirmed / rsync -a --fsync", round(confirmed_s / synced_s, 2), must="<= 0.8", ok=confirmed_s <= 0.8 * synced_s
+        f"{at}: confirmed / rsync -a --fsync",
+        round(confirmed_s / synced_s, 2),
+        must="<= 0.8",
+        ok=confirmed_s <= 0.8 * synced_s,
     )
 
 

@@ -1,6 +1,6 @@
 """Many watched hours and ten idle sessions: start to ready with a warm index, memory, and CPU over a minute.
 
-    python -m benchmarks.idle [--hours 100000] [--per-hour 10] [--seconds 60]
+python -m benchmarks.idle [--hours 100000] [--per-hour 10] [--seconds 60]
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from benchmarks.hide import new_agent, settle
 from tests.support.agent import peer_table
 from tests.support.sshd import Sshd
 
-_IMPORTS = "import tombsync.cli.main, os; print([l for l in open('/proc/self/status') if l.startswith('VmRSS')][0].split()[1])"
+_IMPORTS = (
+    "import tombsync.cli.main, os; print([l for l in open('/proc/self/status') if l.startswith('VmRSS')][0].split()[1])"
+)
 
 
 def main() -> None:
@@ -47,7 +49,10 @@ def main() -> None:
             settle(agent)
             assert agent.process is not None
             pid = agent.process.pid
-            imports = int(subprocess.run([sys.executable, "-c", _IMPORTS], capture_output=True, text=True, check=True).stdout) / 1024
+            imports = (
+                int(subprocess.run([sys.executable, "-c", _IMPORTS], capture_output=True, text=True, check=True).stdout)
+                / 1024
+            )
             report.add("RSS, bare imports", f"{imports:.0f} MiB")
             memory = rss_mib(pid)
             report.add("RSS", f"{memory:.0f} MiB", must="<= 90 MiB at a million", ok=memory <= 90)

@@ -1,6 +1,6 @@
 """Parsing and checking a name, against a bare `fullmatch` of the same pattern.
 
-    python -m benchmarks.names
+python -m benchmarks.names
 """
 
 from __future__ import annotations

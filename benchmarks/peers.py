@@ -1,6 +1,6 @@
-"""Ten peers, one of them frozen and one at 200 ms: are the other eight held up? Interleaved pairs with and without the two.
+"""Ten peers, one frozen, one at 200 ms: are the other eight held up? Interleaved pairs with and without the two.
 
-    python -m benchmarks.peers [--touches 100] [--pairs 5]
+python -m benchmarks.peers [--touches 100] [--pairs 5]
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def round_of(agent: AgentProcess, touches: int, prefix: str) -> list[float]:
         waiting = set(good)
         while waiting:
             rows = connection.execute(
-                f"SELECT peer FROM delivery WHERE marker > ? AND state = ? AND peer IN ({marks})",  # noqa: S608
+                f"SELECT peer FROM delivery WHERE marker > ? AND state = ? AND peer IN ({marks})",
                 (last, State.CONFIRMED, *good),
             ).fetchall()
             now = time.monotonic()
@@ -60,7 +60,8 @@ def main() -> None:
     options_parser.add_argument("--pairs", type=int, default=5)
     options = options_parser.parse_args()
     report = Report("peers", options.json)
-    without, with_bad = [], []
+    without: list[float] = []
+    with_bad: list[float] = []
     with work_directory(options.work) as base, ExitStack() as stack:
         servers = [stack.enter_context(Sshd()) for _ in range(_GOOD + 2)]
         for server in servers:

@@ -1,12 +1,11 @@
 """touch -> placed on the peers, and -> confirmed (fsynced), on two loopback peers; against bare SFTP and lsyncd.
 
-    python -m benchmarks.push [--touches 500] [--lsyncd]
+python -m benchmarks.push [--touches 500] [--lsyncd]
 """
 
 from __future__ import annotations
 
 import os
-import select
 import shutil
 import sqlite3
 import subprocess
@@ -35,7 +34,9 @@ class Arrivals:
 
     def __init__(self, directories: list[Path]) -> None:
         self._inotify = INotify()
-        self._names = {self._inotify.add_watch(directory, flags.CREATE | flags.MOVED_TO): set() for directory in directories}
+        self._names = {
+            self._inotify.add_watch(directory, flags.CREATE | flags.MOVED_TO): set() for directory in directories
+        }
 
     def wait(self, name: str, timeout_s: float = 30.0) -> float:
         """The monotonic time at which the last of the directories had it."""
@@ -64,7 +65,13 @@ def two_servers() -> Iterator[list[Sshd]]:
 def bare(server: Sshd, count: int) -> tuple[list[float], list[float]]:
     """One OPEN, and one OPEN and fsync, on an open session: nothing else in between. Seconds each."""
     target = Target(
-        "bare", server.host, server.port, server.user, str(server.key_path), str(server.known_hosts_path), str(server.root)
+        "bare",
+        server.host,
+        server.port,
+        server.user,
+        str(server.key_path),
+        str(server.known_hosts_path),
+        str(server.root),
     )
     session = Connector(target).connect()
     channel, parser_ = session.channel, wire.Parser()
@@ -107,7 +114,9 @@ def through_agent(base: Path, servers: list[Sshd], count: int) -> tuple[list[flo
             placed.append(arrivals.wait(f"t{number}.tombstone") - begun)
             wanted = 2 * (number + 1)
             while True:
-                (found,) = connection.execute("SELECT count(*) FROM delivery WHERE state = ?", (State.CONFIRMED,)).fetchone()
+                (found,) = connection.execute(
+                    "SELECT count(*) FROM delivery WHERE state = ?", (State.CONFIRMED,)
+                ).fetchone()
                 if found == wanted:
                     break
                 time.sleep(0.0001)
@@ -166,9 +175,14 @@ def main() -> None:
         report.add("touch -> placed on both", spread(placed), must="p50 <= 3 ms", ok=place_s <= 0.003)
         report.add("placed / bare OPEN", round(place_s / open_s, 2), must="<= 5", ok=place_s <= 5 * open_s)
         report.add(
-            "touch -> confirmed by both", spread(confirmed), must="p99 <= 15 ms", ok=percentile(confirmed, 0.99) <= 0.015
+            "touch -> confirmed by both",
+            spread(confirmed),
+            must="p99 <= 15 ms",
+            ok=percentile(confirmed, 0.99) <= 0.015,
         )
-        report.add("confirmed / bare OPEN + fsync", round(confirm_s / sync_s, 2), must="<= 3", ok=confirm_s <= 3 * sync_s)
+        report.add(
+            "confirmed / bare OPEN + fsync", round(confirm_s / sync_s, 2), must="<= 3", ok=confirm_s <= 3 * sync_s
+        )
         if options.lsyncd:
             for delay_s in (0, 1):
                 report.add(f"lsyncd, delay {delay_s}", spread(through_lsyncd(base, servers[0], delay_s, 20)))

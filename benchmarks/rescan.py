@@ -1,8 +1,8 @@
-"""First index, full and interval rescan, against `find ROOT -name '*.tombstone'`, warm; bytes a segment; listing an hour.
+"""First index, full and interval rescan, against a warm `find ROOT -name '*.tombstone'`; bytes a segment; a listing.
 
-    python -m benchmarks.rescan [--hours 556] [--per-hour 1800]     1,000,800 names
-    python -m benchmarks.rescan --hours 5560 --hard-links           10 million, as hard links
-    python -m benchmarks.rescan --hours 100000 --per-hour 10        the interval rescan of many hours
+python -m benchmarks.rescan [--hours 556] [--per-hour 1800]     1,000,800 names
+python -m benchmarks.rescan --hours 5560 --hard-links           10 million, as hard links
+python -m benchmarks.rescan --hours 100000 --per-hour 10        the interval rescan of many hours
 """
 
 from __future__ import annotations

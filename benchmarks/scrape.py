@@ -1,6 +1,6 @@
 """GET /metrics: idle, beside full rescans and 2,000 segments a second, and beside a catch-up to three peers.
 
-    python -m benchmarks.scrape [--scrapes 500]
+python -m benchmarks.scrape [--scrapes 500]
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PAUSE_S = 0.01
 
 def scrapes(agent: AgentProcess, count: int, while_: Callable[[], bool] = lambda: True) -> list[float]:
     """Seconds of each scrape, one after another."""
-    taken = []
+    taken: list[float] = []
     while len(taken) < count and while_():
         begun = time.monotonic()
         status, text = agent.get("/metrics")

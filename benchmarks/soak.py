@@ -1,6 +1,6 @@
-"""Half an hour of churn: segments arrive and go, tombstones, rescans, a peer that comes and goes. Memory and descriptors.
+"""Half an hour of churn: segments arrive and go, tombstones, rescans, a peer comes and goes. Memory, descriptors.
 
-    python -m benchmarks.soak [--minutes 30]
+python -m benchmarks.soak [--minutes 30]
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def descriptors(pid: int) -> int:
 
 
 def churn(agent: AgentProcess, server: Sshd, turn: int) -> int:
-    """One round of about a second: a new hour of segments, tombstones in it, the oldest hour removed. Returns touches."""
+    """One round of about a second: a new hour of segments with tombstones, the oldest removed. Returns touches."""
     hour = Hour("desertbus", "source", trees.FIRST_HOUR + turn)
     directory = agent.root / hour.path
     directory.mkdir(parents=True)
@@ -84,9 +84,18 @@ def main() -> None:
             report.add("RSS after warming up", f"{first:.1f} MiB")
             report.add("RSS at the end", f"{last:.1f} MiB")
             report.add("RSS growth", f"{growth * 100:.1f} %", must="< 5 %", ok=growth < 0.05)
-            report.add("descriptors, first and last", f"{warm[0][2]}, {warm[-1][2]}", must="flat", ok=warm[-1][2] <= warm[0][2] + 3)
+            report.add(
+                "descriptors, first and last",
+                f"{warm[0][2]}, {warm[-1][2]}",
+                must="flat",
+                ok=warm[-1][2] <= warm[0][2] + 3,
+            )
             report.add("CPU", f"{(cpu_seconds(pid) - used) / (options.minutes * 60) * 100:.1f} % of a core")
-            report.add("hidden", agent.metric("hide_seconds_count", source="watch") + agent.metric("hide_seconds_count", source="rescan"))
+            report.add(
+                "hidden",
+                agent.metric("hide_seconds_count", source="watch")
+                + agent.metric("hide_seconds_count", source="rescan"),
+            )
     report.close()
 
 

@@ -56,7 +56,7 @@ def make(root: Path, count: int, per_hour: int, *, hard_links: bool = False) -> 
 
 
 def kept(root: Path, count: int, per_hour: int, *, hard_links: bool = False) -> Path:
-    """A tree of this size below `root`, made once and kept for the next run (making and removing disturb what follows)."""
+    """A tree of this size below `root`, made once and kept (making and removing disturb what follows)."""
     tree = root / f"tree-{count}x{per_hour}"
     done = tree.with_suffix(".made")
     if not done.exists():

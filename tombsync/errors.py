@@ -52,7 +52,9 @@ class HidesNothing(TombsyncError):
     """A tombstone that was asked for although no segment here has its stem."""
 
     path: str
-    hint: str = "check the name (`tombsync ls` shows what is there), or add --even-if-absent to mark it before it arrives"
+    hint: str = (
+        "check the name (`tombsync ls` shows what is there), or add --even-if-absent to mark it before it arrives"
+    )
 
     def __str__(self) -> str:
         return f"{self.path}: no .ts or .json of this name is here, so a tombstone would hide nothing"

@@ -1,4 +1,4 @@
-"""Keeps an eye on the segment tree's identity: while the tree is not believed, nothing is changed and nothing pushed."""
+"""Keeps an eye on the tree's identity: while the tree is not believed, nothing is changed and nothing pushed."""
 
 from __future__ import annotations
 

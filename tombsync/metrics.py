@@ -78,7 +78,9 @@ class Metrics:
         self.hide_seconds = histogram(
             "hide_seconds", "From the event (watch) or the file's ctime (others) to hidden.", _HIDE_BUCKETS, "source"
         )
-        self.push_seconds = histogram("push_seconds", "From hidden here to confirmed by the peer.", _PUSH_BUCKETS, "peer")
+        self.push_seconds = histogram(
+            "push_seconds", "From hidden here to confirmed by the peer.", _PUSH_BUCKETS, "peer"
+        )
         self.rescan_seconds = histogram("rescan_seconds", "Duration of a whole rescan.", _RESCAN_BUCKETS, "kind")
         self.push_failures = counter("push_failures", "Sessions and deliveries that failed.", "peer", "reason")
         self.missed_by_watch = counter("missed_by_watch", "Tombstones that a rescan saw first, after the first rescan.")
@@ -104,7 +106,9 @@ class _Gauges:
     def collect(self) -> Iterator[Metric]:
         ask = self._sources
 
-        def gauge(name: str, text: str, labels: tuple[str, ...], rows: Iterable[tuple[tuple[str, ...], float]]) -> Metric:
+        def gauge(
+            name: str, text: str, labels: tuple[str, ...], rows: Iterable[tuple[tuple[str, ...], float]]
+        ) -> Metric:
             family = GaugeMetricFamily(f"tombsync_{name}", text, labels=labels)
             for values, value in rows:
                 family.add_metric(values, value)
@@ -133,7 +137,9 @@ class _Gauges:
             ("peer",),
             (((peer,), age) for peer, age in ask.oldest_unconfirmed_s()),
         )
-        yield gauge("peer_up", "Whether the session with a peer stands.", ("peer",), (((p,), up) for p, up in ask.peers_up()))
+        yield gauge(
+            "peer_up", "Whether the session with a peer stands.", ("peer",), (((p,), up) for p, up in ask.peers_up())
+        )
         yield gauge("watches", "Directories watched by inotify.", (), [((), ask.watches())])
         yield gauge(
             "rescan_last_completed_timestamp_seconds",
@@ -141,7 +147,9 @@ class _Gauges:
             ("kind",),
             (((kind,), at) for kind, at in ask.rescans_completed()),
         )
-        yield gauge("root_believed", "Whether the segment tree is there and is the known one.", (), [((), ask.root_believed())])
+        yield gauge(
+            "root_believed", "Whether the segment tree is there and is the known one.", (), [((), ask.root_believed())]
+        )
         yield gauge("journal_dropped", "Audit records lost since the start.", (), [((), ask.journal_dropped())])
         yield gauge(
             "worker_beat_age_seconds",

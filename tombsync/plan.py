@@ -93,14 +93,12 @@ class HourDiff:
     mistakes: list[str]
 
 
-def diff_hour(
-    names: Iterable[str], *, segments: set[str], markers: set[str], markers_in_tree: set[str]
-) -> HourDiff:
+def diff_hour(names: Iterable[str], *, segments: set[str], markers: set[str], markers_in_tree: set[str]) -> HourDiff:
     """Compare a listing with the rows that were read *before* it was made.
 
-    In that order a file that comes or goes in between is at worst added or dropped twice, which is harmless; the hour's
-    changed mtime makes the next visit look again. `add` is sorted, as SQLite inserts sorted keys faster. Whole names are
-    compared, not parsed ones: this runs over every file of the tree.
+    In that order a file that comes or goes in between is at worst added or dropped twice, which is harmless; the
+    hour's changed mtime makes the next visit look again. `add` is sorted, as SQLite inserts sorted keys faster. Whole
+    names are compared, not parsed ones: this runs over every file of the tree.
     """
     listed = [name for name in names if name[0] != "."]
     found = {name for name in listed if name.endswith(SEGMENT_SUFFIXES)}

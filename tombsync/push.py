@@ -362,9 +362,7 @@ class Pusher:
                 Outcome(answer.marker, answer.state, asked_at_ns, answer.detail)
                 for answer in answers[start : start + TRANSACTION_ROWS]
             ]
-            self._mailbox.put_urgent(
-                DeliveryOutcomes(self._peer, outcomes, partial(self._committed, rows, outcomes))
-            )
+            self._mailbox.put_urgent(DeliveryOutcomes(self._peer, outcomes, partial(self._committed, rows, outcomes)))
         for answer in answers:
             verifying = answer.marker in self._verifying
             self._verifying.discard(answer.marker)

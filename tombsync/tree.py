@@ -49,8 +49,8 @@ class Listing:
     def read(self, fd: int, *, keep: bool = True) -> bytes:
         """List the open directory from its start and return the digest; `keep=False` keeps no names.
 
-        Two equal digests mean equal entries. On ext4 the order depends on the names alone, elsewhere it may not: unequal
-        digests mean "compare the rows". Raises OSError.
+        Two equal digests mean equal entries. On ext4 the order depends on the names alone, elsewhere it may not:
+        unequal digests mean "compare the rows". Raises OSError.
         """
         os.lseek(fd, 0, os.SEEK_SET)
         self._chunks.clear()

@@ -67,7 +67,6 @@ class Batch(Protocol):
         """Runs in the writer's thread after the commit."""
 
 
-
 class Flush:
     """A batch without rows: `done` is set when everything that was handed over before it is committed."""
 

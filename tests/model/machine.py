@@ -29,7 +29,7 @@ class Nodes(RuleBasedStateMachine):
     A rule is chosen as often as any other, so what is rare shares one, and what leads anywhere has one of its own.
     """
 
-    runs = 0
+    runs = 0  # that converged
 
     @initialize(
         nodes=st.integers(2, 4),
@@ -38,7 +38,10 @@ class Nodes(RuleBasedStateMachine):
         chat_everywhere=st.booleans(),
     )
     def begin(self, nodes: int, shape: str, can_sync: bool, chat_everywhere: bool) -> None:
-        self.world = World(Layout(nodes, shape, can_sync=can_sync, chat_everywhere=chat_everywhere or shape != "mesh"))
+        self.world = self._world(Layout(nodes, shape, can_sync, chat_everywhere or shape != "mesh"))
+
+    def _world(self, layout: Layout) -> World:
+        return World(layout)
 
     def _node(self, number: int) -> Node:
         return self.world.nodes[number % len(self.world.nodes)]

@@ -13,6 +13,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from tests.model import checks
 from tests.model.machine import Nodes
+from tests.model.world import Layout, World
 from tombsync import plan
 from tombsync.errors import PeerError
 from tombsync.index import DeliveryOutcomes, Outcome, reader
@@ -21,6 +22,15 @@ from tombsync.push import Pusher
 
 EXAMPLES = 300
 FEW_STEPS = 9
+
+
+
+class Pair(Nodes):
+    """Two nodes: what a planted bug needs, and no more to shrink."""
+
+    def _world(self, layout: Layout) -> World:
+        return World(replace(layout, nodes=2, shape="mesh", chat_everywhere=True))
+
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -39,9 +49,9 @@ def never_submit_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was on its way when a session ended is thought to be on its way for ever."""
     lose = Pusher._lose
 
-    def lose_and_remember(self: Pusher, exc: PeerError) -> None:
+    def lose_and_remember(self: Pusher, exc: PeerError, now: float) -> None:
         submitted = dict(self._submitted)
-        lose(self, exc)
+        lose(self, exc, now)
         self._submitted.update(submitted)
 
     monkeypatch.setattr(Pusher, "_lose", lose_and_remember)
@@ -67,9 +77,9 @@ def confirm_what_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     """A session that ends without an answer counts as a yes."""
     lose = Pusher._lose
 
-    def lose_and_hope(self: Pusher, exc: PeerError) -> None:
+    def lose_and_hope(self: Pusher, exc: PeerError, now: float) -> None:
         hoped = [Outcome(marker, State.CONFIRMED, 0) for marker in self._submitted]
-        lose(self, exc)
+        lose(self, exc, now)
         self._mailbox.put_urgent(DeliveryOutcomes(self._peer, hoped, lambda changed: None))
 
     monkeypatch.setattr(Pusher, "_lose", lose_and_hope)
@@ -92,10 +102,10 @@ def test_the_machine_finds_it(plant: Plant, invariant: str, monkeypatch: pytest.
     plant(monkeypatch)
     with pytest.raises(checks.Violation) as caught:
         run_state_machine_as_test(
-            Nodes,
+            Pair,
             settings=settings(
                 max_examples=EXAMPLES,
-                stateful_step_count=50,
+                stateful_step_count=30,
                 deadline=None,
                 database=None,
                 phases=(Phase.generate, Phase.shrink),

@@ -33,9 +33,11 @@ _MOST_ROUNDS = 16
 
 @dataclass(frozen=True)
 class Layout:
-    """Who pushes to whom (`mesh`: everybody to everybody; `ring`: each to the next; `line`: to both neighbours), whether
-    the first node's SFTP server can sync, and whether the last node keeps the chat (in a ring or line nothing of the chat
-    would pass it).
+    """Which nodes there are and who pushes to whom.
+
+    `shape`: everybody to everybody (`mesh`), each to the next (`ring`), or to both neighbours (`line`). `can_sync`: the
+    first node's SFTP server can. `chat_everywhere`: the last node keeps the chat, too (in a ring or line nothing of the
+    chat would pass it).
     """
 
     nodes: int

@@ -523,6 +523,9 @@ def test_a_tombstone_that_nobody_told_of_is_found(bench: Bench) -> None:
     assert bench.listing(directory) == ["two.ts"]
     (record,) = bench.journal.records(Event.HIDDEN)
     assert (record["TOMBSYNC_SOURCE"], record["TOMBSYNC_SEGMENT"]) == ("rescan", f"{A}/one")
+    row = bench.row(directory)
+    assert row is not None
+    assert row.digest  # its own sighting does not make this listing void
     assert bench.missed == 1
     assert bench.metrics.registry.get_sample_value("tombsync_missed_by_watch_total") == 1
     bench.await_settled(directory)
@@ -961,6 +964,22 @@ def test_nothing_changes_while_the_root_is_not_believed(kind: RescanKind, guard_
     bench.believed = True
     bench.finish(kind)
     bench.assert_true(*hours)
+
+
+def test_nothing_begins_while_the_guard_does_not_believe_the_root(bench: Bench) -> None:
+    """Also where the tree looks right by now: a new process takes it up."""
+    directory = bench.make(A, "one.ts")
+    bench.start()
+    before = snapshot(bench)
+    bench.make(A, "two.ts")
+    bench.believed = False
+    bench.rescan.request(RescanKind.FULL)
+    bench.visit(directory)
+    bench.pass_time(61)
+    assert snapshot(bench) == before
+    bench.believed = True
+    bench.finish(RescanKind.FULL)
+    bench.assert_true(directory)
 
 
 def test_a_root_that_goes_in_the_middle_of_a_rescan_changes_nothing_more(bench: Bench) -> None:

@@ -285,6 +285,21 @@ def test_a_note_is_written_whole_by_partial_writes(tree: Tree, hour: Path, monke
     assert (hour / f"{STEM}.tombstone").read_bytes() == b"0123456789" * 3
 
 
+def test_a_note_that_was_written_in_part_is_none(tree: Tree, hour: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, calls = os.write, []
+
+    def fills_the_disk(fd: int, data: bytes | memoryview) -> int:
+        calls.append(len(data))
+        if len(calls) > 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(fd, bytes(data)[:7])
+
+    monkeypatch.setattr("os.write", fills_the_disk)
+    assert place(tree, hour, b"0123456789")
+    assert calls == [10, 3]
+    assert (hour / f"{STEM}.tombstone").read_bytes() == b""
+
+
 def test_a_note_is_never_longer_than_readers_take(tree: Tree, hour: Path) -> None:
     assert place(tree, hour, b"n" * 5000)
     assert (hour / f"{STEM}.tombstone").read_bytes() == b"n" * 4096

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.support.waiting import wait_for
+from tombsync.errors import IndexDamaged
 from tombsync.names import Hour, Marked
 from tombsync.work import (
     BULK_REFUSED_ABOVE_ROWS,
@@ -419,6 +420,18 @@ def test_a_worker_that_dies_is_told_of_with_its_failure(caplog: pytest.LogCaptur
     assert record.getMessage() == "worker turns died"
     assert record.exc_info is not None
     assert record.exc_info[1] is worker.fail
+
+
+def test_a_worker_that_ends_with_one_of_our_errors_needs_no_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    worker, died = Turns(), threading.Event()
+    worker.fail = IndexDamaged("index.sqlite", "noise")
+    driver = Driver(worker, Beats(), died.set)
+    driver.start()
+    worker.wake()
+    assert died.wait(WAIT_S)
+    assert driver.join(WAIT_S)
+    assert driver.failure is worker.fail
+    assert caplog.records == []
 
 
 def test_a_worker_beats_before_its_first_turn() -> None:

@@ -1,7 +1,7 @@
 """The local index: a rebuildable cache of the tree in one SQLite file, and the deliveries that it remembers.
 
-Exactly one thread writes (`Writer`), each reading thread has a `Reader` of its own, and checkpoints are made beside both
-(`Checkpointer`). sqlite3's names do not leave this package.
+Exactly one thread writes (`Writer`), each reading thread has a `Reader` of its own, and checkpoints are made beside
+both (`Checkpointer`). sqlite3's names do not leave this package.
 """
 
 from tombsync.index.batches import (

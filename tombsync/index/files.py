@@ -92,7 +92,7 @@ def open_for_writing(path: str) -> sqlite3.Connection:
             connection.execute("PRAGMA cache_size=-8000")
             migrate(connection)
             for table in ("meta", "place", "hour", "segment", "marker", "peer", "delivery"):
-                connection.execute(f"SELECT * FROM {table} LIMIT 1").fetchone()  # noqa: S608 (names of our own)
+                connection.execute(f"SELECT * FROM {table} LIMIT 1").fetchone()
         except BaseException:
             connection.close()
             raise
@@ -136,7 +136,7 @@ def _open_ours(path: str, mode: str) -> sqlite3.Connection:
 
 
 def set_aside(path: str) -> str:
-    """Rename the index and its side files, so that nothing of it is lost, and return the new name. Raises StateRefused."""
+    """Rename the index and its side files, so that nothing is lost, and return the new name. Raises StateRefused."""
     aside = f"{path}.set-aside-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}"
     number = 0
     while os.path.exists(aside):

@@ -8,7 +8,17 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from tombsync.index import files
-from tombsync.index.schema import HIDDEN_STEMS, HOUR_BITS, ROW_NAME, from_key, hour_id, hour_of, place_range, to_key
+from tombsync.index.schema import (
+    HIDDEN_STEMS,
+    HOUR_BITS,
+    IS_OPEN,
+    ROW_NAME,
+    from_key,
+    hour_id,
+    hour_of,
+    place_range,
+    to_key,
+)
 from tombsync.names import EXTENSION, Hour, Kind, Marked, tombstone_name
 from tombsync.plan import LAST_DUE, UNCONFIRMED_STATES, State
 
@@ -98,7 +108,9 @@ class Reader:
         """(channel, quality) -> (key, whether it was a mount of its own)."""
         return {
             (from_key(channel), from_key(quality)): (identifier, bool(own_mount))
-            for identifier, channel, quality, own_mount in self._all("SELECT id, channel, quality, own_mount FROM place")
+            for identifier, channel, quality, own_mount in self._all(
+                "SELECT id, channel, quality, own_mount FROM place"
+            )
         }
 
     def _place(self, identifier: int) -> dict[int, tuple[str, str]]:
@@ -121,13 +133,13 @@ class Reader:
         """The hours of a place from `least` up to and not including `below`."""
         first, last = place_range(place)
         last = last if below is None else first + below - 1
-        rows = self._all(f"SELECT {_HOUR_COLUMNS} FROM hour WHERE id BETWEEN ? AND ?", (first + least, last))  # noqa: S608
+        rows = self._all(f"SELECT {_HOUR_COLUMNS} FROM hour WHERE id BETWEEN ? AND ?", (first + least, last))
         return [HourRow(row[0] - first, *row[1:]) for row in rows]
 
     def unsettled(self, *, below: int | None, limit: int) -> list[tuple[int, Hour, HourRow]]:
         """Hours whose listing does not count yet, as (key, hour, row), by falling key."""
         rows = self._all(
-            f"SELECT {_HOUR_COLUMNS} FROM hour WHERE settled = 0 AND id < ? ORDER BY id DESC LIMIT ?",  # noqa: S608
+            f"SELECT {_HOUR_COLUMNS} FROM hour WHERE settled = 0 AND id < ? ORDER BY id DESC LIMIT ?",
             (below if below is not None else 1 << 62, limit),
         )
         return [(row[0], hour := self._hour_of(row[0]), HourRow(hour.number, *row[1:])) for row in rows]
@@ -135,7 +147,7 @@ class Reader:
     def hour_row(self, hour: Hour) -> HourRow | None:
         """One hour's row."""
         key = self._hour_key(hour)
-        rows = self._all(f"SELECT {_HOUR_COLUMNS} FROM hour WHERE id = ?", (key,))  # noqa: S608
+        rows = self._all(f"SELECT {_HOUR_COLUMNS} FROM hour WHERE id = ?", (key,))
         return HourRow(hour.number, *rows[0][1:]) if rows else None
 
     def segments(self, hour: Hour) -> set[str]:
@@ -143,16 +155,18 @@ class Reader:
         return set(self._names("", self._hour_key(hour)))
 
     def _names(self, condition: str, key: int | None) -> list[str]:
-        # As one JSON array: SQLite puts it together and json takes it apart, neither row by row in Python. A stem that is
-        # a BLOB (not UTF-8) fits in no JSON; blobs sort behind all text.
+        # As one JSON array: SQLite puts it together and json takes it apart, neither row by row in Python. A stem that
+        # is a BLOB (not UTF-8) fits in no JSON; blobs sort behind all text.
         ((array,),) = self._all(
-            f"SELECT json_group_array({ROW_NAME}) FROM segment WHERE hour = ?1 AND stem < x'' {condition}", (key,)  # noqa: S608
+            f"SELECT json_group_array({ROW_NAME}) FROM segment WHERE hour = ?1 AND stem < x'' {condition}",
+            (key,),
         )
         names: list[str] = json.loads(array)
         names.extend(
             from_key(stem) + EXTENSION[Kind(ext)]
             for stem, ext in self._all(
-                f"SELECT stem, ext FROM segment WHERE hour = ?1 AND stem >= x'' {condition}", (key,)  # noqa: S608
+                f"SELECT stem, ext FROM segment WHERE hour = ?1 AND stem >= x'' {condition}",
+                (key,),
             )
         )
         return names
@@ -160,7 +174,9 @@ class Reader:
     def markers(self, hour: Hour) -> dict[str, bool]:
         """The marked stems of an hour -> whether the tombstone was once in the tree."""
         key = self._hour_key(hour)
-        rows = self._all("SELECT stem, max(in_tree) FROM marker WHERE hour = ? GROUP BY stem HAVING max(gen) % 2 = 0", (key,))
+        rows = self._all(
+            "SELECT stem, max(in_tree) FROM marker WHERE hour = ? GROUP BY stem HAVING max(gen) % 2 = 0", (key,)
+        )
         return {from_key(stem): bool(in_tree) for stem, in_tree in rows}
 
     def listing(self, hour: Hour, *, tombstones: bool = False) -> list[str]:
@@ -175,7 +191,7 @@ class Reader:
     def marker_rows(self, *, below: int | None = None, limit: int) -> list[MarkerRow]:
         """Recorded tombstones, newest first."""
         rows = self._all(
-            f"SELECT {_MARKER_COLUMNS} FROM marker m WHERE m.id < ? ORDER BY m.id DESC LIMIT ?",  # noqa: S608
+            f"SELECT {_MARKER_COLUMNS} FROM marker m WHERE m.id < ? ORDER BY m.id DESC LIMIT ?",
             (below if below is not None else 1 << 62, limit),
         )
         return [self._marker(row) for row in rows]
@@ -183,7 +199,7 @@ class Reader:
     def marker(self, marked: Marked) -> MarkerRow | None:
         """The newest generation of one stem's marker."""
         rows = self._all(
-            f"SELECT {_MARKER_COLUMNS} FROM marker m WHERE m.hour = ? AND m.stem = ? ORDER BY m.gen DESC LIMIT 1",  # noqa: S608
+            f"SELECT {_MARKER_COLUMNS} FROM marker m WHERE m.hour = ? AND m.stem = ? ORDER BY m.gen DESC LIMIT 1",
             (self._hour_key(marked.hour), to_key(marked.stem)),
         )
         return self._marker(rows[0]) if rows else None
@@ -191,7 +207,8 @@ class Reader:
     def stems_like(self, stem: str, limit: int = 20) -> list[MarkerRow]:
         """Recorded tombstones of this stem in whatever hour."""
         rows = self._all(
-            f"SELECT {_MARKER_COLUMNS} FROM marker m WHERE m.stem = ? LIMIT ?", (to_key(stem), limit)  # noqa: S608
+            f"SELECT {_MARKER_COLUMNS} FROM marker m WHERE m.stem = ? LIMIT ?",
+            (to_key(stem), limit),
         )
         return [self._marker(row) for row in rows]
 
@@ -212,7 +229,7 @@ class Reader:
 
     def due(self, peer: int, *, above: int = 0, below: int | None = None, limit: int) -> list[Due]:
         """Deliveries of a peer that are due, newest first, their marker's key within (above, below)."""
-        return self._deliveries_of(f"state <= {LAST_DUE:d}", peer, above, below, limit)
+        return self._deliveries_of(f"{IS_OPEN} AND d.state <= {LAST_DUE:d}", peer, above, below, limit)
 
     def confirmed(self, peer: int, *, below: int | None, limit: int) -> list[Due]:
         """Deliveries of a peer that it has answered, newest first: what a verify asks for again."""
@@ -221,7 +238,7 @@ class Reader:
 
     def _deliveries_of(self, where: str, peer: int, above: int, below: int | None, limit: int) -> list[Due]:
         rows = self._all(
-            "SELECT m.id, m.hour, m.stem, d.confirmed_at_ns IS NOT NULL, d.state, m.hidden_at_ns"  # noqa: S608
+            "SELECT m.id, m.hour, m.stem, d.confirmed_at_ns IS NOT NULL, d.state, m.hidden_at_ns"
             " FROM delivery d JOIN marker m ON m.id = d.marker"
             f" WHERE d.peer = ? AND d.{where} AND d.marker > ? AND d.marker < ? ORDER BY d.marker DESC LIMIT ?",
             (peer, above, below if below is not None else 1 << 62, limit),
@@ -232,10 +249,10 @@ class Reader:
         ]
 
     def oldest_unconfirmed_ns(self, peer: int) -> int | None:
-        """When the oldest tombstone that a peer has not confirmed was hidden here (wall time); None where none is open."""
+        """When the oldest tombstone that a peer has not confirmed was hidden here (wall time); None without one."""
         rows = self._all(
-            "SELECT m.hidden_at_ns FROM delivery d JOIN marker m ON m.id = d.marker"  # noqa: S608
-            f" WHERE d.peer = ? AND d.state IN ({_UNCONFIRMED}) AND (d.state <= {LAST_DUE:d} OR d.state = {State.HELD:d})"
+            "SELECT m.hidden_at_ns FROM delivery d JOIN marker m ON m.id = d.marker"
+            f" WHERE d.peer = ? AND d.{IS_OPEN} AND d.state IN ({_UNCONFIRMED})"
             " ORDER BY d.marker LIMIT 1",
             (peer,),
         )
@@ -247,8 +264,18 @@ class Reader:
         for peer, state, count in self._all("SELECT peer, state, count(*) FROM delivery GROUP BY 1, 2"):
             counts.setdefault(peer, {})[State(state)] = count
         return [
-            PeerRow(row[0], row[1], row[2], bool(row[3]), row[4], row[5] or "", row[6], row[7],
-                    counts.get(row[0], {}), self.oldest_unconfirmed_ns(row[0]))
+            PeerRow(
+                row[0],
+                row[1],
+                row[2],
+                bool(row[3]),
+                row[4],
+                row[5] or "",
+                row[6],
+                row[7],
+                counts.get(row[0], {}),
+                self.oldest_unconfirmed_ns(row[0]),
+            )
             for row in self._all(
                 "SELECT id, name, target, up, changed_at_ns, error, error_at_ns, verified_at_ns FROM peer ORDER BY name"
             )

@@ -11,11 +11,14 @@ import os
 import sqlite3
 
 from tombsync.names import Hour, Kind
-from tombsync.plan import LAST_DUE, State
+from tombsync.plan import State
 
 APPLICATION_ID = 0x746F6D62  # "tomb": PRAGMA application_id tells our file from any other
 HOUR_BITS = 27  # 2^27 hours are 15,300 years
 HOUR_MASK = (1 << HOUR_BITS) - 1
+
+# Of a delivery. A query must say it in these very words to be answered from the partial index.
+IS_OPEN = f"state <= {State.HELD:d}"
 
 # A row of `marker` is one generation of one stem (0: marked; odd will mean revoked, even marked again), and a row of
 # `delivery` belongs to one such row, so the generation is part of the key of both. Marker ids only grow: "newest first"
@@ -85,7 +88,7 @@ CREATE TABLE delivery (
     detail TEXT,
     PRIMARY KEY (peer, marker)
 ) WITHOUT ROWID;
-CREATE INDEX delivery_due ON delivery (peer, marker) WHERE state <= {LAST_DUE:d};
+CREATE INDEX delivery_open ON delivery (peer, marker) WHERE {IS_OPEN};
 CREATE INDEX delivery_marker ON delivery (marker);
 
 CREATE TRIGGER marker_hides AFTER INSERT ON marker BEGIN

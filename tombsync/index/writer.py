@@ -69,7 +69,7 @@ class Writer:
         self._peers = [i for (i,) in self.execute("SELECT id FROM peer")]
         tally = Tally()
         for place, total, hidden in self.execute(
-            f"SELECT id >> {HOUR_BITS}, sum(files), sum(hidden) FROM hour GROUP BY 1"  # noqa: S608
+            f"SELECT id >> {HOUR_BITS}, sum(files), sum(hidden) FROM hour GROUP BY 1"
         ):
             tally.files[place], tally.hidden[place] = total, hidden
         (tally.markers,) = self.execute("SELECT count(*) FROM marker").fetchone()
@@ -188,7 +188,9 @@ class Writer:
             return 0
         start = self._connection.total_changes
         texts = names if "".join(names).isascii() else [name for name in names if isinstance(to_key(name), str)]
-        self.execute(f"{before} SELECT ?1, {NAME_STEM}, {NAME_EXT} FROM json_each(?2){after}", (identifier, json.dumps(texts)))
+        self.execute(
+            f"{before} SELECT ?1, {NAME_STEM}, {NAME_EXT} FROM json_each(?2){after}", (identifier, json.dumps(texts))
+        )
         if len(texts) < len(names):
             for name in names:
                 kind, stem = classify(name)
@@ -199,7 +201,7 @@ class Writer:
     def _recount(self, identifier: int, gained: int, *, edits: int) -> None:
         """Count an hour after its rows changed. They are those of no listing then, until HourListed says of which."""
         ((before, after),) = self.execute(
-            "SELECT hidden, (SELECT count(*) FROM (SELECT DISTINCT stem FROM marker WHERE hour = ?1) m"  # noqa: S608
+            "SELECT hidden, (SELECT count(*) FROM (SELECT DISTINCT stem FROM marker WHERE hour = ?1) m"
             f" JOIN segment s ON s.hour = ?1 AND s.stem = m.stem WHERE {IS_HIDDEN}) FROM hour WHERE id = ?1",
             (identifier,),
         )
@@ -211,10 +213,12 @@ class Writer:
         self.tally.hidden[identifier >> HOUR_BITS] += after - before
 
     def record_outcomes(self, peer: int, outcomes: Sequence[Outcome]) -> list[tuple[Outcome, State]]:
-        """Write answers of a peer; returns those whose state changed, with the state before. Forgotten rows are skipped."""
+        """Write answers of a peer; returns those whose state changed, with the state before. Skips forgotten rows."""
         changed = []
         for outcome in outcomes:
-            row = self.execute("SELECT state FROM delivery WHERE peer = ? AND marker = ?", (peer, outcome.marker)).fetchone()
+            row = self.execute(
+                "SELECT state FROM delivery WHERE peer = ? AND marker = ?", (peer, outcome.marker)
+            ).fetchone()
             if row is None:
                 continue
             before = State(row[0])
@@ -236,11 +240,13 @@ class Writer:
         gone = []
         for stem in stems:
             for (marker,) in self.execute(
-                "SELECT id FROM marker WHERE hour = ? AND stem = ? AND NOT EXISTS"  # noqa: S608
+                "SELECT id FROM marker WHERE hour = ? AND stem = ? AND NOT EXISTS"
                 f" (SELECT 1 FROM delivery WHERE marker = marker.id AND state IN ({keep_states}))",
                 (identifier, to_key(stem)),
             ).fetchall():
-                for peer, state in self.execute("SELECT peer, state FROM delivery WHERE marker = ?", (marker,)).fetchall():
+                for peer, state in self.execute(
+                    "SELECT peer, state FROM delivery WHERE marker = ?", (marker,)
+                ).fetchall():
                     self.tally.deliveries[peer, State(state)] -= 1
                 self.execute("DELETE FROM delivery WHERE marker = ?", (marker,))
                 self.execute("DELETE FROM marker WHERE id = ?", (marker,))
@@ -256,10 +262,10 @@ class Writer:
         """The key of an hour, its place recorded if it is new."""
         place = self._places.get((hour.channel, hour.quality))
         if place is None:
-            place = self.execute(
-                "INSERT INTO place (channel, quality) VALUES (?, ?)", (to_key(hour.channel), to_key(hour.quality))
-            ).lastrowid
-            assert place is not None
+            (place,) = self.execute(
+                "INSERT INTO place (channel, quality) VALUES (?, ?) RETURNING id",
+                (to_key(hour.channel), to_key(hour.quality)),
+            ).fetchone()
             self._places[hour.channel, hour.quality] = place  # a rollback loads them again
         return hour_id(place, hour.number)
 
@@ -274,7 +280,9 @@ class Writer:
         transactions of bounded size.
         """
         with files.translated(self.path):
-            known = {name: (i, target) for i, name, target in self.execute("SELECT id, name, target FROM peer").fetchall()}
+            known = {
+                name: (i, target) for i, name, target in self.execute("SELECT id, name, target FROM peer").fetchall()
+            }
         outdated = [name for name, (_, target) in known.items() if wanted.get(name) != target]
         for name in outdated:
             self._forget_peer(known[name][0])

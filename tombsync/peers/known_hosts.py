@@ -1,7 +1,7 @@
 """Pinned host keys: a known_hosts file (sshd(8), SSH_KNOWN_HOSTS FILE FORMAT), read line by line.
 
-A line that is not understood is passed over with a warning and costs nothing else; paramiko's own loader gives the whole
-file up at it. `@revoked` is honoured; `@cert-authority` cannot be, and its line is passed over.
+A line that is not understood is passed over with a warning and costs nothing else; paramiko's own loader gives the
+whole file up at it. `@revoked` is honoured; `@cert-authority` cannot be, and its line is passed over.
 """
 
 from __future__ import annotations

@@ -21,7 +21,9 @@ from tombsync.peers import known_hosts, tree
 
 CONNECT_TIMEOUT_S = 15.0  # from the first packet to an open SFTP session; a frozen server is given up then
 _PHASE_TIMEOUT_S = 10.0  # each step of it by itself, and the looking up of the name before it
-_DEAD_AFTER_MS = 10_000  # TCP_USER_TIMEOUT: unacknowledged data ends the connection, where the kernel's default is 15 min
+_DEAD_AFTER_MS = (
+    10_000  # TCP_USER_TIMEOUT: unacknowledged data ends the connection, where the kernel's default is 15 min
+)
 
 log = logging.getLogger(__name__)
 logging.getLogger("paramiko").setLevel(logging.CRITICAL)  # its errors reach us as exceptions; its log repeats them
@@ -46,7 +48,7 @@ class Target:
 
 class _Transport(paramiko.Transport):
     # How often its thread looks whether it should end, in seconds. At the stock 0.1 ten idle sessions cost 0.4 % of a
-    # core, at 1.0 a tenth of that (measured by benchmarks/idle.py). Closing shuts the socket down, so nothing waits for it.
+    # core, at 1.0 a tenth of that (benchmarks/idle.py). Closing shuts the socket down, so nothing waits for it.
     _active_check_timeout = 1.0
 
 
@@ -166,7 +168,9 @@ class Connector:
             if self._aborted:
                 raise errors.PeerLost(self.target.name, "stopping")
 
-    def _log_in(self, transport: paramiko.Transport, pinned: known_hosts.Pinned, key: paramiko.PKey) -> paramiko.Channel:
+    def _log_in(
+        self, transport: paramiko.Transport, pinned: known_hosts.Pinned, key: paramiko.PKey
+    ) -> paramiko.Channel:
         transport.banner_timeout = _PHASE_TIMEOUT_S
         transport.handshake_timeout = _PHASE_TIMEOUT_S
         transport.auth_timeout = _PHASE_TIMEOUT_S

@@ -75,7 +75,9 @@ class TreeSession:
 
     def room(self, waiting: int) -> int:
         """How many of `waiting` jobs to submit now: the window grows with the round-trip time."""
-        most = min(self._most_in_flight, window(self.round_trip_s, _PLACE_S, least=_LEAST_IN_FLIGHT, most=_MOST_IN_FLIGHT))
+        most = min(
+            self._most_in_flight, window(self.round_trip_s, _PLACE_S, least=_LEAST_IN_FLIGHT, most=_MOST_IN_FLIGHT)
+        )
         return max(0, min(waiting, most - self._placing))
 
     @property
@@ -305,7 +307,9 @@ class TreeSession:
             taken = time.monotonic() - self._sample[1]
             self._sample = None
             # The least of what was seen lately: queueing at the server must not widen the window that causes it.
-            self.round_trip_s = taken if taken < self.round_trip_s else self.round_trip_s + (taken - self.round_trip_s) * 0.01
+            self.round_trip_s = (
+                taken if taken < self.round_trip_s else self.round_trip_s + (taken - self.round_trip_s) * 0.01
+            )
         steps = self._waiting.pop(request)
         if steps is not None:
             self._advance(steps, reply)

@@ -1,4 +1,4 @@
-"""SFTP version 3 packets (draft-ietf-secsh-filexfer-02, with OpenSSH's PROTOCOL for the extensions): bytes in, bytes out.
+"""SFTP version 3 packets (draft-ietf-secsh-filexfer-02; OpenSSH's PROTOCOL for the extensions): bytes in, bytes out.
 
 No I/O in here. One reply to each request, matched by its id; a server answers in order but need not.
 """
@@ -35,7 +35,7 @@ class NotSftp(Exception):
 
 
 class Reply(NamedTuple):
-    """One reply. `code` is the status, OK for a handle or attributes; `mode` is st_mode where attributes were answered."""
+    """One reply. `code` is the status, OK for a handle or attributes; `mode` is st_mode of answered attributes."""
 
     code: int
     handle: bytes = b""

@@ -146,7 +146,7 @@ class Terminal(Silent):
         lines.append(Text.assemble(("ok", "green"), f"  {label:<10} {text}"))
         self.tick()
 
-    def measured(self, mark: Mark) -> None:  # noqa: ARG002 - the whole table is drawn anew
+    def measured(self, mark: Mark) -> None:
         self.tick()
 
     def best(self) -> None:
