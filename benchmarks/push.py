@@ -34,7 +34,7 @@ class Arrivals:
 
     def __init__(self, directories: list[Path]) -> None:
         self._inotify = INotify()
-        self._names = {
+        self._names: dict[int, set[str]] = {
             self._inotify.add_watch(directory, flags.CREATE | flags.MOVED_TO): set() for directory in directories
         }
 

@@ -229,17 +229,26 @@ class Reader:
 
     def due(self, peer: int, *, above: int = 0, below: int | None = None, limit: int) -> list[Due]:
         """Deliveries of a peer that are due, newest first, their marker's key within (above, below)."""
-        return self._deliveries_of(f"{IS_OPEN} AND d.state <= {LAST_DUE:d}", peer, above, below, limit)
+        return self._deliveries_of(
+            f"{IS_OPEN} AND d.state <= {LAST_DUE:d}",
+            peer,
+            above,
+            below,
+            limit,
+            source="delivery d INDEXED BY delivery_open",
+        )
 
     def confirmed(self, peer: int, *, below: int | None, limit: int) -> list[Due]:
         """Deliveries of a peer that it has answered, newest first: what a verify asks for again."""
         answered = f"state IN ({State.CONFIRMED:d}, {State.HOUR_GONE:d}, {State.NOT_DURABLE:d})"
         return self._deliveries_of(answered, peer, 0, below, limit)
 
-    def _deliveries_of(self, where: str, peer: int, above: int, below: int | None, limit: int) -> list[Due]:
+    def _deliveries_of(
+        self, where: str, peer: int, above: int, below: int | None, limit: int, *, source: str = "delivery d"
+    ) -> list[Due]:
         rows = self._all(
             "SELECT m.id, m.hour, m.stem, d.confirmed_at_ns IS NOT NULL, d.state, m.hidden_at_ns"
-            " FROM delivery d JOIN marker m ON m.id = d.marker"
+            f" FROM {source} JOIN marker m ON m.id = d.marker"
             f" WHERE d.peer = ? AND d.{where} AND d.marker > ? AND d.marker < ? ORDER BY d.marker DESC LIMIT ?",
             (peer, above, below if below is not None else 1 << 62, limit),
         )
@@ -251,7 +260,7 @@ class Reader:
     def oldest_unconfirmed_ns(self, peer: int) -> int | None:
         """When the oldest tombstone that a peer has not confirmed was hidden here (wall time); None without one."""
         rows = self._all(
-            "SELECT m.hidden_at_ns FROM delivery d JOIN marker m ON m.id = d.marker"
+            "SELECT m.hidden_at_ns FROM delivery d INDEXED BY delivery_open JOIN marker m ON m.id = d.marker"
             f" WHERE d.peer = ? AND d.{IS_OPEN} AND d.state IN ({_UNCONFIRMED})"
             " ORDER BY d.marker LIMIT 1",
             (peer,),
