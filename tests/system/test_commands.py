@@ -22,7 +22,7 @@ import inotify_simple
 import pytest
 
 import tombsync
-from tests.support.agent import AgentProcess, make_hour, peer_table, segment_stem
+from tests.support.agent import HASH, AgentProcess, make_hour, peer_table, segment_stem
 from tests.support.programs import need
 from tests.support.relay import free_port
 from tests.support.sshd import Sshd
@@ -65,6 +65,8 @@ FORKER = """
 import gc, json, os, sys
 import tombsync.cli.main, tombsync.daemon, rich.progress
 
+for name in tombsync.cli.main.cli.list_commands(None):
+    tombsync.cli.main.cli.get_command(None, name)
 gc.freeze()
 while line := sys.stdin.readline():
     request = json.loads(line)
@@ -256,8 +258,11 @@ def history(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def every_command(group: click.Group, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The words of each command and group."""
     yield above
-    for name, found in group.commands.items():
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        found = group.get_command(context, name)
         if isinstance(found, click.Group):
             yield from every_command(found, (*above, name))
         else:
@@ -273,8 +278,9 @@ def test_help_has_an_example(words: tuple[str, ...]) -> None:
 
 def test_an_unknown_command_is_a_usage_error_that_names_the_nearest() -> None:
     done = command("tombstone", expect=2)
-    assert "tombstones" in done.err
+    assert "Did you mean 'tombstones'?" in done.err
     assert done.out == ""
+    assert "mean" not in command("nothing-like-it", expect=2).err
 
 
 # -- mark: how a segment is named --------------------------------------------------------------------------------------
@@ -327,6 +333,14 @@ def test_mark_understands_the_likely_mistake(place: Place) -> None:
     assert place.tombstones() == {f"{HOUR}/{segment_stem(0)}.tombstone"}
     assert "warning" in done.err
     assert "hides nothing" in done.err
+
+
+def test_mark_of_chat_warns_of_what_it_cannot_do(place: Place) -> None:
+    chat = make_hour(place.root, "desertbus/chat/2019-11-13T02", segments=0)
+    (chat / f"00:00-{HASH}.json").write_text("[]")
+    done = place.run("mark", f"desertbus/chat/2019-11-13T02/00:00-{HASH}.json", f"{HOUR}/{segment_stem(0)}")
+    assert done.err.count("can come back under another name") == 1
+    assert len(place.tombstones()) == 2
 
 
 def test_mark_from_a_directory_that_was_removed(place: Place) -> None:
@@ -597,6 +611,23 @@ def test_ls_of_what_cannot_be(history: History, where: str) -> None:
     assert "\n  hint: " in done.err
 
 
+def test_ls_of_an_empty_root_asks_whether_it_is_mounted(place: Place) -> None:
+    shutil.rmtree(place.root / "desertbus")
+    for words in (("ls",), ("ls", "--json"), ("adopt-root", "--dry-run")):
+        assert "is it mounted?" in place.run(*words).err
+
+
+@pytest.mark.parametrize("where", ["", "desertbus", "desertbus/source", HOUR])
+def test_ls_of_what_may_not_be_read_is_no_empty_listing(place: Place, where: str) -> None:
+    directory = place.root / where
+    directory.chmod(0)
+    done = place.run("ls", where, prefix=restricted(), expect=1)
+    directory.chmod(0o755)
+    (complaint,) = done.complaints
+    assert str(directory) in complaint
+    assert done.out == ""
+
+
 def test_ls_reads_the_directory_where_there_is_no_index(place: Place) -> None:
     (place.root / HOUR / f"{segment_stem(2)}.tombstone").touch()
     assert place.run("ls", HOUR).out.splitlines() == [f"{segment_stem(0)}.ts", f"{segment_stem(4)}.ts"]
@@ -636,6 +667,7 @@ def test_status_shows_the_node_and_its_peers(history: History) -> None:
     facts = history.run("status", "--json").json
     assert facts["node"] == "node-a"
     assert facts["agent"]["running"] is history.up
+    assert facts["root_believed"] is True
     assert facts["segments"] == {"visible": 4, "hidden": 2}
     assert facts["tombstones"] == 2
     (peer,) = facts["peers"]
@@ -822,6 +854,10 @@ def test_adopt_root_wakes_an_agent_that_paused(tmp_path: Path) -> None:
         agent.root.rename(tmp_path / "real")
         make_hour(agent.root, HOUR)
         wait_for(lambda: agent.records("root-lost"))
+        shown = agent.run("status")
+        assert "paused" in shown.stdout
+        assert "adopt-root" in shown.stderr
+        assert json.loads(agent.run("status", "--json").stdout)["root_believed"] is False
         done = agent.run("rescan", expect=1)  # instead of a wait without end
         assert "adopt-root" in done.stderr
         assert "adopt-root" in agent.run("check", "--no-network", expect=1).stdout

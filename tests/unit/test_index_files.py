@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
 import random
@@ -10,6 +11,7 @@ import shutil
 import sqlite3
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -161,6 +163,31 @@ def test_the_lock_holds_no_descriptor_after_a_refusal(state: Path) -> None:
     assert agent_pid(str(state)) == os.getpid()
     assert os.listdir("/proc/self/fd") == before
     lock.release()
+
+
+def test_a_command_that_only_asks_keeps_no_agent_from_starting(state: Path) -> None:
+    """To ask whether an agent runs takes the lock itself for a moment."""
+    AgentLock(str(state)).release()
+    (file,) = state.iterdir()
+    asking = os.open(file, os.O_RDONLY)
+    fcntl.flock(asking, fcntl.LOCK_SH)
+    asked = threading.Timer(0.05, os.close, [asking])
+    asked.start()
+    lock = AgentLock(str(state))
+    assert agent_pid(str(state)) == os.getpid()
+    lock.release()
+    asked.join()
+
+
+def test_a_lock_that_is_never_given_back_is_told_of(state: Path) -> None:
+    AgentLock(str(state)).release()
+    (file,) = state.iterdir()
+    with file.open() as held:
+        fcntl.flock(held, fcntl.LOCK_SH)
+        with pytest.raises(IndexBusy) as caught:
+            AgentLock(str(state))
+    assert caught.value.pid == 0
+    AgentLock(str(state)).release()
 
 
 def test_two_state_directories_have_two_agents(state: Path) -> None:

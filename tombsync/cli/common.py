@@ -91,6 +91,12 @@ def agent_runs(settings: Settings) -> bool:
     return agent_pid(settings.state_dir) != 0
 
 
+def tree_doubt(settings: Settings, reader: Reader) -> errors.RootMissing | errors.RootNotBelieved | None:
+    """Why the tree at ROOT is not taken for the known one now (an agent pauses then); None where it is."""
+    identity = reader.fact("root")
+    return None if identity is None else Tree(settings.root).doubt(identity)
+
+
 def locate_segment(text: str, tree: Tree) -> Marked:
     """The segment that a person means: by an absolute path, one below ROOT, or one below where they are.
 

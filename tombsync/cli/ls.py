@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import click
 
 from tombsync import errors
-from tombsync.cli.common import Place, json_option, open_reader, place_options, say, say_json
+from tombsync.cli.common import Place, json_option, open_reader, place_options, say, say_json, warn
 from tombsync.config import Settings
 from tombsync.index import Reader
 from tombsync.names import Hour, Kind, classify, hour_text, strict_hour, tombstone_name, unsafe
@@ -37,8 +37,8 @@ def ls(where: str, place: Place, tombstones: bool, as_json: bool) -> None:
     except errors.BadName as exc:
         exc.hint = "`tombsync ls` alone shows the channels; go on from there"
         raise
-    if not names and not _stands(tree, parts):
-        raise NothingThere("/".join(parts))
+    if not names:
+        _require_there(tree, parts)
     if as_json:
         say_json(names)
         return
@@ -72,8 +72,14 @@ def _parts(where: str, tree: Tree) -> list[str]:
     return parts
 
 
-def _stands(tree: Tree, parts: list[str]) -> bool:
-    return os.path.isdir("/".join([tree.root, *parts]))
+def _require_there(tree: Tree, parts: list[str]) -> None:
+    """Tell an empty directory from one that is not there, or that this account may not read."""
+    try:
+        os.listdir("/".join([tree.root, *parts]))
+    except (FileNotFoundError, NotADirectoryError) as exc:
+        raise NothingThere("/".join(parts)) from exc
+    if not parts:
+        warn(f"{tree.root} holds no channel; is it mounted?")
 
 
 def _listing(settings: Settings, tree: Tree, parts: list[str], tombstones: bool) -> list[str]:
@@ -113,7 +119,7 @@ def directory_listing(tree: Tree, hour: Hour, marked: set[str], *, tombstones: b
     """The visible names of an hour as its directory and the known marks say; [] where there is none."""
     try:
         names = os.listdir(f"{tree.root}/{hour.channel}/{hour.quality}/{hour_text(hour.number)}")
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         names = []
     kinds = [(name, *classify(name)) for name in names]
     hidden = marked | {stem for _, kind, stem in kinds if kind is Kind.TOMBSTONE}

@@ -28,13 +28,17 @@ from tombsync.cli.common import (
 )
 from tombsync.config import Settings
 from tombsync.index import Reader
-from tombsync.names import Kind, Marked, classify, mistake_message, parse_stem, printable, strict_path
+from tombsync.names import Kind, Marked, classify, mistake_message, parse_chat_stem, parse_stem, printable, strict_path
 from tombsync.tree import Tree, identities, open_below
 
 _HIDDEN_WITHIN_S = 2.0  # how long to wait for a running agent to say so; it takes about a millisecond
 _LOOK_S = 0.002
 _NOTE_BYTES = 4096  # readers take no more
 _ACTOR_CHARACTERS = 64
+_ABOUT_CHAT = (
+    "the archive merges chat batches, so the same messages can come back under another name: look again later;"
+    " and its chat reader can fail on an empty tombstone, as the peers get it"
+)
 
 
 @dataclass
@@ -154,6 +158,8 @@ def _mark(
     if segment is not None and segment.type == "temp":
         raise errors.NotMarkable(result.path, "a temp segment is still being written and gets another name")
     result.hides = _hides(root_fd, marked)
+    if parse_chat_stem(marked.stem) is not None:
+        warn(_ABOUT_CHAT)
     if not result.hides and not even_if_absent and not _stands(tree, marked):
         raise errors.HidesNothing(marked.path)
     if dry_run:

@@ -20,10 +20,10 @@ from tombsync.cli.common import (
     require_readable,
     say,
     say_json,
+    tree_doubt,
 )
 from tombsync.config import Settings
 from tombsync.index import Reader, agent_pid
-from tombsync.tree import Tree
 
 if TYPE_CHECKING:
     from tombsync.rescan import Progress
@@ -120,10 +120,9 @@ def _by_agent(settings: Settings, pid: int, kind: str, no_wait: bool) -> float |
 
 
 def _require_tree(settings: Settings, reader: Reader) -> None:
-    """Raise RootMissing, RootNotBelieved: the agent pauses then, and would not begin."""
-    tree = Tree(settings.root)
-    with tree.open_root() as root_fd:
-        tree.require(root_fd, reader.fact("root") or "")
+    """Raise what keeps the agent from it: while it takes the tree for another one it would not begin."""
+    if doubt := tree_doubt(settings, reader):
+        raise doubt
 
 
 def _await_completed(settings: Settings, reader: Reader, kind: str, before: int | None, asked_ns: int) -> float:

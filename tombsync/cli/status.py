@@ -23,6 +23,7 @@ from tombsync.cli.common import (
     say_json,
     say_table,
     tell_error,
+    tree_doubt,
     when,
 )
 from tombsync.config import Settings
@@ -72,6 +73,7 @@ def node_facts(settings: Settings, reader: Reader) -> dict[str, Any]:
     return {
         "node": settings.node,
         "root": settings.root,
+        "root_believed": tree_doubt(settings, reader) is None,
         "agent": {"running": bool(pid), "pid": pid or None},
         "hours": hours,
         "segments": {"visible": files - hidden, "hidden": hidden},
@@ -117,6 +119,9 @@ def _say_node(settings: Settings, reader: Reader, facts: dict[str, Any]) -> None
     running = f"running (process {agent['pid']})" if agent["running"] else "not running; this is what it knew last"
     say(f"node       {settings.node}   tree {settings.root}")
     say(f"agent      {running}")
+    if doubt := tree_doubt(settings, reader):
+        say("paused     nothing is changed or delivered: the tree is not the known one")
+        tell_error(doubt)
     say(f"segments   {segments['visible']} visible, {segments['hidden']} hidden, in {facts['hours']} hours")
     say(f"tombstones {facts['tombstones']}")
     if rescan["running"] and agent["running"]:

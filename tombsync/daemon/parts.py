@@ -66,7 +66,7 @@ def take_adoption(state_dir: str) -> bool:
     """Whether such a request was left; it counts for one rescan."""
     try:
         os.unlink(os.path.join(state_dir, "adopt-root"))
-    except FileNotFoundError:
+    except OSError:  # none was left, or it cannot be taken away: it would count for ever then
         return False
     return True
 

@@ -20,6 +20,9 @@ _SIDE_FILES = ("", "-wal", "-shm")
 _STATE_MODE = 0o750  # readers in the agent's group may look, nobody else
 _INDEX_MODE = 0o640
 _BUSY_TIMEOUT_S = 5.0  # only a checkpoint can hold the file from the one writer, and never for long
+# A command that asks `agent_pid` holds the lock for some microseconds; an agent that starts then looks again.
+_LOOK_S = 0.01
+_MOST_LOOKS = 100
 # A missing table or column (SQLITE_ERROR while opening) is damage as well: the schema is not what its version says.
 _DAMAGE_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 
@@ -40,15 +43,27 @@ class AgentLock:
         except OSError as exc:
             raise StateRefused(state_dir, os.strerror(exc.errno or 0)) from exc
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._take(state_dir)
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, b"%d\n" % os.getpid(), 0)
-        except BlockingIOError:
+        except IndexBusy:
             os.close(self._fd)
-            raise IndexBusy(state_dir, agent_pid(state_dir)) from None
+            raise
         except OSError as exc:
             os.close(self._fd)
             raise StateRefused(state_dir, os.strerror(exc.errno or 0)) from exc
+
+    def _take(self, state_dir: str) -> None:
+        looks = 0
+        while True:
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                pid, looks = agent_pid(state_dir), looks + 1
+                if pid or looks == _MOST_LOOKS:
+                    raise IndexBusy(state_dir, pid) from None
+            time.sleep(_LOOK_S)
 
     def release(self) -> None:
         """Let another agent start."""

@@ -1,0 +1,93 @@
+"""One class per situation, with its data and a hint.
+
+An error's `str()` is one line that says what is wrong; `hint` is the next step for the person who reads it. Only the
+command line prints either. Names inside may hold any byte: whoever prints escapes them.
+"""
+
+from tombsync.errors.base import (
+    EXIT_FAILED,
+    EXIT_IN_PART,
+    EXIT_RESTART,
+    EXIT_USAGE,
+    TombsyncError,
+)
+from tombsync.errors.inputs import (
+    BadName,
+    BadSettings,
+    HidesNothing,
+    NotMarkable,
+    NotMarked,
+    OutsideRoot,
+    Problem,
+)
+from tombsync.errors.local import (
+    AgentNotRunning,
+    AgentRefused,
+    ConfinementUnavailable,
+    IndexBusy,
+    IndexDamaged,
+    IndexMissing,
+    IndexTooNew,
+    ListenRefused,
+    RootMissing,
+    RootNotBelieved,
+    RootReturned,
+    StateRefused,
+    TreeRefused,
+    WatchRefused,
+    WorkerDied,
+)
+from tombsync.errors.peers import (
+    HostKeyChanged,
+    HostKeyUnknown,
+    KeyUnusable,
+    LoginRefused,
+    PeerError,
+    PeerLost,
+    PeerProtocol,
+    PeerTimeout,
+    PeerUnreachable,
+    SftpRefused,
+    UnknownPeer,
+)
+
+__all__ = [
+    "EXIT_FAILED",
+    "EXIT_IN_PART",
+    "EXIT_RESTART",
+    "EXIT_USAGE",
+    "AgentNotRunning",
+    "AgentRefused",
+    "BadName",
+    "BadSettings",
+    "ConfinementUnavailable",
+    "HidesNothing",
+    "HostKeyChanged",
+    "HostKeyUnknown",
+    "IndexBusy",
+    "IndexDamaged",
+    "IndexMissing",
+    "IndexTooNew",
+    "KeyUnusable",
+    "ListenRefused",
+    "LoginRefused",
+    "NotMarkable",
+    "NotMarked",
+    "OutsideRoot",
+    "PeerError",
+    "PeerLost",
+    "PeerProtocol",
+    "PeerTimeout",
+    "PeerUnreachable",
+    "Problem",
+    "RootMissing",
+    "RootNotBelieved",
+    "RootReturned",
+    "SftpRefused",
+    "StateRefused",
+    "TombsyncError",
+    "TreeRefused",
+    "UnknownPeer",
+    "WatchRefused",
+    "WorkerDied",
+]

@@ -1,0 +1,90 @@
+"""What a person or a settings file said wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tombsync.errors.base import TombsyncError
+
+
+@dataclass(eq=False)
+class BadName(TombsyncError):
+    """A name or path from outside that must not become a path inside."""
+
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name!r}: {self.reason}"
+
+
+@dataclass(eq=False)
+class OutsideRoot(TombsyncError):
+    """A path that does not lie in the segment tree."""
+
+    path: str
+    root: str
+    hint: str = "name a file as ROOT/CHANNEL/QUALITY/HOUR/NAME, or another tree with --root"
+
+    def __str__(self) -> str:
+        return f"{self.path} is not inside the segment tree {self.root}"
+
+
+@dataclass(eq=False)
+class HidesNothing(TombsyncError):
+    """A tombstone that was asked for although no segment here has its stem."""
+
+    path: str
+    hint: str = (
+        "check the name (`tombsync ls` shows what is there), or add --even-if-absent to mark it before it arrives"
+    )
+
+    def __str__(self) -> str:
+        return f"{self.path}: no .ts or .json of this name is here, so a tombstone would hide nothing"
+
+
+@dataclass(eq=False)
+class NotMarkable(TombsyncError):
+    """A name that must not get a tombstone."""
+
+    path: str
+    reason: str
+    hint: str = "mark the segment that it becomes"
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+@dataclass(eq=False)
+class NotMarked(TombsyncError):
+    """A stem without a known tombstone."""
+
+    stem: str
+    hint: str = "`tombsync tombstones` lists what is marked"
+
+    def __str__(self) -> str:
+        return f"{self.stem}: no tombstone of this name is known here"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong in a settings file: the file, the key, what stands there and what is allowed."""
+
+    file: str
+    key: str
+    value: str
+    allowed: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.key}{f' = {self.value}' if self.value else ''}: {self.allowed}"
+
+
+@dataclass(eq=False)
+class BadSettings(TombsyncError):
+    """Every problem of a settings file, reported together."""
+
+    problems: tuple[Problem, ...]
+    hint: str = "correct the file and run `tombsync check`; nothing was started"
+
+    def __str__(self) -> str:
+        return "\n".join(str(problem) for problem in self.problems)
