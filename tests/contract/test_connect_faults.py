@@ -16,8 +16,10 @@ from base64 import encodebytes
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
+from getpass import getuser
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -108,6 +110,44 @@ def restart_with(server: Sshd, pattern: str, line: str) -> None:
     server.start()
 
 
+# Hosts that a test answers for in the name servers' place; single operations of a dict need no lock.
+ANSWERS: dict[str, Callable[[], list[Any]]] = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def name_servers() -> Iterator[None]:
+    look_up: Callable[..., list[Any]] = socket.getaddrinfo
+
+    def answer(host: str, *arguments: Any, **more: Any) -> list[Any]:
+        return ANSWERS[host]() if host in ANSWERS else look_up(host, *arguments, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", answer)
+        yield
+
+
+@contextlib.contextmanager
+def name_server(host: str, answer: Callable[[], list[Any]]) -> Iterator[None]:
+    """Who looks this host up is answered so."""
+    ANSWERS[host] = answer
+    try:
+        yield
+    finally:
+        del ANSWERS[host]
+
+
+def address_of(port: int) -> tuple[Any, ...]:
+    """An address on loopback as a name server gives it."""
+    return (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))
+
+
+def pin_as(target: Target, host: str, directory: Path) -> Target:
+    known_hosts = directory / f"known_hosts-{host}"
+    lines = Path(target.known_hosts).read_text()
+    known_hosts.write_text(lines.replace(f"[{target.host}]", f"[{host}]"))
+    return replace(target, host=host, known_hosts=str(known_hosts))
+
+
 # -- host keys ---------------------------------------------------------------------------------------------------------
 
 
@@ -155,7 +195,7 @@ def test_a_refused_login_is_seen_in_the_log(target: Target, sshd: Sshd, tmp_path
 
 
 def test_a_pinned_type_that_the_server_no_longer_has_is_a_changed_key() -> None:
-    with Sshd(host_key_types=("rsa",)) as server:
+    with Sshd(host_key_types=("ecdsa",)) as server:
         known_hosts = server.known_hosts_path
         ed25519 = keygen(server.directory / "old", "-t", "ed25519").with_suffix(".pub").read_text()
         known_hosts.write_text(f"[{server.host}]:{server.port} {ed25519}")
@@ -316,14 +356,32 @@ def test_a_peer_that_wants_a_password(config: Sequence[str]) -> None:
         assert "password" in error.detail
 
 
+def test_a_connection_that_ends_during_the_login_is_no_refusal(tmp_path: Path) -> None:
+    asked = tmp_path / "asked"
+    config = [f"AuthorizedKeysCommand /bin/sh -c 'touch {asked}; sleep 100'", f"AuthorizedKeysCommandUser {getuser()}"]
+    stranger = keygen(tmp_path / "stranger", "-t", "ed25519")
+    with Sshd(config=config) as server, ThreadPoolExecutor(1) as pool:
+        target = replace(target_of(server), key=str(stranger))
+        connecting = pool.submit(Connector(target).connect)
+        wait_for(asked.exists, "the server to look for the key")
+        server.kill_sessions()
+        assert type(connecting.exception(WAIT_S)) is errors.PeerLost
+
+
 def test_an_address_that_may_not_connect_now() -> None:
     with serving() as server:
         restart_with(server, "^MaxStartups .*$", "MaxStartups 1")
         with socket.create_connection((server.host, server.port), WAIT_S):
             wait_for(server.sessions, "the first connection")
             assert isinstance(refused(target_of(server)), errors.PeerLost)
-        wait_for(lambda: not server.sessions(), "the first connection to end")
-        assert_works(target_of(server))
+
+        def let_in() -> bool:  # soon after the first connection has ended
+            with contextlib.suppress(errors.PeerLost):
+                Connector(target_of(server)).connect().close()
+                return True
+            return False
+
+        wait_for(let_in, "a connection that is let in")
 
 
 # -- SFTP --------------------------------------------------------------------------------------------------------------
@@ -461,25 +519,29 @@ def test_a_closed_port(target: Target, tmp_path: Path) -> None:
     assert error.detail == "Connection refused"
 
 
-def test_a_name_without_an_address(target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object, **__: object) -> object:
+def test_a_name_that_nobody_knows(target: Target, tmp_path: Path) -> None:
+    def fail() -> list[Any]:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    monkeypatch.setattr(socket, "getaddrinfo", fail)
-    error = refused(target)
+    with name_server("b.invalid", fail):
+        error = refused(pin_as(target, "b.invalid", tmp_path))
     assert isinstance(error, errors.PeerUnreachable)
     assert error.detail == "Name or service not known"
 
 
-def test_the_next_address_is_tried_where_one_does_not_answer(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
-    closed = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", free_port()))
-    right = (socket.AF_INET, socket.SOCK_STREAM, 6, "", (target.host, target.port))
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [closed, right])
-    Connector(target).connect().close()
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [closed, closed])
-    assert isinstance(refused(target), errors.PeerUnreachable)
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [])
-    assert isinstance(refused(target), errors.PeerUnreachable)
+@pytest.mark.parametrize("right", [0, 1, 2, None])
+def test_every_address_of_a_name_is_tried(target: Target, tmp_path: Path, right: int | None) -> None:
+    addresses = [address_of(target.port if number == right else free_port()) for number in range(3)]
+    with name_server("b.invalid", lambda: addresses):
+        if right is None:
+            assert isinstance(refused(pin_as(target, "b.invalid", tmp_path)), errors.PeerUnreachable)
+        else:
+            assert_works(pin_as(target, "b.invalid", tmp_path))
+
+
+def test_a_name_without_an_address(target: Target, tmp_path: Path) -> None:
+    with name_server("b.invalid", list):
+        assert isinstance(refused(pin_as(target, "b.invalid", tmp_path)), errors.PeerUnreachable)
 
 
 def key_exchange(lists: bytes) -> bytes:
@@ -539,30 +601,27 @@ def connecting_to(port: int) -> list[str]:
     return [row[1] for row in rows if row[3] == "02" and row[2].endswith(f":{port:04X}")]
 
 
+def connected_to(port: int) -> bool:
+    """Whether somebody's connection to this port stands (state ESTABLISHED)."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return any(row[3] == "01" and row[2].endswith(f":{port:04X}") for row in rows)
+
+
 @contextlib.contextmanager
 def slow_name_server() -> Iterator[tuple[str, threading.Event]]:
     """A host name whose looking up does not end inside of the block; and the event that it has begun."""
-    begun, ended, host = threading.Event(), threading.Event(), "slow.invalid"
-    look_up = socket.getaddrinfo
+    begun, ended = threading.Event(), threading.Event()
 
-    def wait(name: str, *arguments: object, **more: object) -> object:
-        if name == host:
-            begun.set()
-            ended.wait(WAIT_S)
-            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
-        return look_up(name, *arguments, **more)  # type: ignore[arg-type] # as it came
+    def wait() -> list[Any]:
+        begun.set()
+        ended.wait()
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(socket, "getaddrinfo", wait)
-        yield host, begun
-        ended.set()
-
-
-def pin_as(target: Target, host: str, directory: Path) -> Target:
-    known_hosts = directory / f"known_hosts-{host}"
-    lines = Path(target.known_hosts).read_text()
-    known_hosts.write_text(lines.replace(f"[{target.host}]", f"[{host}]"))
-    return replace(target, host=host, known_hosts=str(known_hosts))
+    with name_server("slow.invalid", wait):
+        try:
+            yield "slow.invalid", begun
+        finally:
+            ended.set()
 
 
 def stop_in_the_middle(relay: Relay, moment: Callable[[], bool]) -> None:
@@ -571,61 +630,75 @@ def stop_in_the_middle(relay: Relay, moment: Callable[[], bool]) -> None:
     relay.stall()
 
 
-Hangs = Callable[[contextlib.ExitStack, Path], tuple[Target, Callable[[], None]]]
-
-
 def nothing() -> None:
     pass
 
 
-def hang_silent(stack: contextlib.ExitStack, directory: Path) -> tuple[Target, Callable[[], None]]:
+class Hang(NamedTuple):
+    """Whom to connect to, what to do meanwhile so that it hangs, and whether it has come so far."""
+
+    target: Target
+    act: Callable[[], None] = nothing
+    begun: Callable[[], object] = nothing
+
+
+def an_sshd(stack: contextlib.ExitStack, **options: Any) -> Target:
+    return target_of(stack.enter_context(Sshd(**options)))
+
+
+def hang_silent(stack: contextlib.ExitStack, directory: Path) -> Hang:
     server = stack.enter_context(SilentServer("silent"))
-    return through(target_of(stack.enter_context(Sshd())), server.port, directory), nothing
+    return Hang(through(an_sshd(stack), server.port, directory), begun=lambda: connected_to(server.port))
 
 
-def hang_after_banner(stack: contextlib.ExitStack, directory: Path) -> tuple[Target, Callable[[], None]]:
+def hang_after_banner(stack: contextlib.ExitStack, directory: Path) -> Hang:
     server = stack.enter_context(SilentServer("banner"))
-    return through(target_of(stack.enter_context(Sshd())), server.port, directory), nothing
+    return Hang(through(an_sshd(stack), server.port, directory))
 
 
-def hang_endless_banner(stack: contextlib.ExitStack, directory: Path) -> tuple[Target, Callable[[], None]]:
+def hang_endless_banner(stack: contextlib.ExitStack, directory: Path) -> Hang:
     server = stack.enter_context(SilentServer("slow-line"))
-    return through(target_of(stack.enter_context(Sshd())), server.port, directory), nothing
+    return Hang(through(an_sshd(stack), server.port, directory))
 
 
-def hang_black_hole(stack: contextlib.ExitStack, directory: Path) -> tuple[Target, Callable[[], None]]:
+def hang_black_hole(stack: contextlib.ExitStack, directory: Path) -> Hang:
     port = stack.enter_context(black_hole())
-    return through(target_of(stack.enter_context(Sshd())), port, directory), nothing
+    before = len(connecting_to(port))
+    return Hang(through(an_sshd(stack), port, directory), begun=lambda: len(connecting_to(port)) > before)
 
 
-def hang_name_server(stack: contextlib.ExitStack, directory: Path) -> tuple[Target, Callable[[], None]]:
-    host, _ = stack.enter_context(slow_name_server())
-    return pin_as(target_of(stack.enter_context(Sshd())), host, directory), nothing
+def hang_many_black_holes(stack: contextlib.ExitStack, directory: Path) -> Hang:
+    port = stack.enter_context(black_hole())
+    stack.enter_context(name_server("many.invalid", lambda: [address_of(port)] * 10))
+    return Hang(pin_as(through(an_sshd(stack), port, directory), "many.invalid", directory))
 
 
-def hang_frozen(stack: contextlib.ExitStack, directory: Path) -> tuple[Target, Callable[[], None]]:
+def hang_name_server(stack: contextlib.ExitStack, directory: Path) -> Hang:
+    host, begun = stack.enter_context(slow_name_server())
+    return Hang(pin_as(an_sshd(stack), host, directory), begun=begun.is_set)
+
+
+def hang_frozen(stack: contextlib.ExitStack, directory: Path) -> Hang:
     server = stack.enter_context(Sshd())
     server.freeze()
-    return target_of(server), nothing
+    return Hang(target_of(server), begun=lambda: connected_to(server.port))
 
 
-def hang_in_the_key_exchange(stack: contextlib.ExitStack, directory: Path) -> tuple[Target, Callable[[], None]]:
+def hang_in_the_key_exchange(stack: contextlib.ExitStack, directory: Path) -> Hang:
+    target = an_sshd(stack)
+    relay = stack.enter_context(Relay((target.host, target.port), delay_s=0.1))
+    moment = partial(stop_in_the_middle, relay, lambda: relay.bytes_down > 0)
+    return Hang(through(target, relay.port, directory), moment)
+
+
+def hang_in_the_login(stack: contextlib.ExitStack, directory: Path) -> Hang:
     server = stack.enter_context(Sshd())
     relay = stack.enter_context(Relay((server.host, server.port), delay_s=0.1))
-    return through(target_of(server), relay.port, directory), lambda: stop_in_the_middle(
-        relay, lambda: relay.bytes_down > 0
-    )
+    moment = partial(stop_in_the_middle, relay, lambda: "Accepted publickey" in server.log())
+    return Hang(through(target_of(server), relay.port, directory), moment)
 
 
-def hang_in_the_login(stack: contextlib.ExitStack, directory: Path) -> tuple[Target, Callable[[], None]]:
-    server = stack.enter_context(Sshd())
-    relay = stack.enter_context(Relay((server.host, server.port), delay_s=0.1))
-    return through(target_of(server), relay.port, directory), lambda: stop_in_the_middle(
-        relay, lambda: "Accepted publickey" in server.log()
-    )
-
-
-def hang_frozen_after_the_login(stack: contextlib.ExitStack, directory: Path) -> tuple[Target, Callable[[], None]]:
+def hang_frozen_after_the_login(stack: contextlib.ExitStack, directory: Path) -> Hang:
     server = stack.enter_context(Sshd())
     relay = stack.enter_context(Relay((server.host, server.port), delay_s=0.1))
 
@@ -633,18 +706,19 @@ def hang_frozen_after_the_login(stack: contextlib.ExitStack, directory: Path) ->
         wait_for(lambda: "Starting session" in server.log(), "the session")
         server.freeze()
 
-    return through(target_of(server), relay.port, directory), freeze
+    return Hang(through(target_of(server), relay.port, directory), freeze)
 
 
-def hang_in_sftp(stack: contextlib.ExitStack, directory: Path) -> tuple[Target, Callable[[], None]]:
-    return target_of(stack.enter_context(Sshd(config=["ForceCommand cat >/dev/null"]))), nothing
+def hang_in_sftp(stack: contextlib.ExitStack, directory: Path) -> Hang:
+    return Hang(an_sshd(stack, config=["ForceCommand cat >/dev/null"]))
 
 
-HANGS: dict[str, tuple[Hangs, type[errors.PeerError]]] = {
+HANGS: dict[str, tuple[Callable[[contextlib.ExitStack, Path], Hang], type[errors.PeerError]]] = {
     "silent": (hang_silent, errors.PeerTimeout),
     "after the banner": (hang_after_banner, errors.PeerTimeout),
     "endless banner": (hang_endless_banner, errors.PeerTimeout),
     "black hole": (hang_black_hole, errors.PeerTimeout),
+    "ten black holes": (hang_many_black_holes, errors.PeerTimeout),
     "name server": (hang_name_server, errors.PeerUnreachable),
     "frozen": (hang_frozen, errors.PeerTimeout),
     "in the key exchange": (hang_in_the_key_exchange, errors.PeerTimeout),
@@ -660,10 +734,10 @@ def hung(tmp_path_factory: pytest.TempPathFactory) -> dict[str, BaseException | 
 
     def attempt(name: str) -> BaseException | None:
         with contextlib.ExitStack() as stack:
-            target, act = HANGS[name][0](stack, tmp_path_factory.mktemp("hung"))
+            hang = HANGS[name][0](stack, tmp_path_factory.mktemp("hung"))
             with ThreadPoolExecutor(1) as pool:
-                connecting = pool.submit(lambda: Connector(target).connect().close())
-                act()
+                connecting = pool.submit(lambda: Connector(hang.target).connect().close())
+                hang.act()
                 return connecting.exception(3 * CONNECT_TIMEOUT_S)
 
     with ThreadPoolExecutor(len(HANGS)) as pool:
@@ -680,19 +754,11 @@ def test_what_hangs_is_given_up(hung: dict[str, BaseException | None], name: str
 @pytest.mark.parametrize("name", ["silent", "black hole", "name server", "frozen"])
 def test_abort_from_another_thread_ends_a_connect_that_hangs(name: str, tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
-        target, _ = HANGS[name][0](stack, tmp_path)
-        begun: Callable[[], object]
-        if name == "name server":
-            begun = stack.enter_context(slow_name_server())[1].is_set
-        elif name == "black hole":
-            known = len(connecting_to(target.port))
-            begun = lambda: len(connecting_to(target.port)) > known  # noqa: E731
-        else:
-            begun = lambda: connected_to(target.port)  # noqa: E731
-        connector = Connector(target)
+        hang = HANGS[name][0](stack, tmp_path)
+        connector = Connector(hang.target)
         with ThreadPoolExecutor(1) as pool:
             connecting = pool.submit(connector.connect)
-            wait_for(begun, "the attempt to begin")
+            wait_for(hang.begun, "the attempt to begin")
             assert not connecting.done()
             connector.abort()
             assert isinstance(connecting.exception(CONNECT_TIMEOUT_S / 3), errors.PeerError)
@@ -701,15 +767,23 @@ def test_abort_from_another_thread_ends_a_connect_that_hangs(name: str, tmp_path
         connector.abort()  # and once more is no harm
 
 
-def connected_to(port: int) -> bool:
-    """Whether somebody's connection to this port stands (state ESTABLISHED)."""
-    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    return any(row[3] == "01" and row[2].endswith(f":{port:04X}") for row in rows)
-
-
 def test_an_abort_before_connect_lets_none_begin(target: Target) -> None:
     connector = Connector(target)
     connector.abort()
+    with pytest.raises(errors.PeerLost, match="stopping"):
+        connector.connect()
+
+
+def test_an_abort_in_the_middle_of_dialling_is_not_lost(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket that is not connected yet cannot be shut down."""
+    connector = Connector(target)
+
+    class Slow(socket.socket):
+        def connect(self, address: Any) -> None:
+            connector.abort()
+            super().connect(address)
+
+    monkeypatch.setattr(socket, "socket", Slow)
     with pytest.raises(errors.PeerLost, match="stopping"):
         connector.connect()
 

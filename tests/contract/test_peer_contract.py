@@ -25,6 +25,7 @@ from tests.support.memory_peer import Entry, MemoryPeer
 from tests.support.programs import need
 from tests.support.sessions import WAIT_S, exchange, target_of, wait_readable
 from tests.support.sshd import Sshd
+from tests.support.trees import need_root
 from tombsync.cli.demo.sftpd import EmbeddedSftpServer
 from tombsync.errors import PeerError, PeerLost
 from tombsync.names import strict_path
@@ -221,8 +222,7 @@ def peer(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Peer]:
 @pytest.fixture
 def tmpfs(tmp_path: Path) -> Iterator[Path]:
     """A file system of our own, with 500 inodes."""
-    if os.geteuid() != 0:
-        pytest.skip("only root may mount")
+    need_root()
     root = tmp_path / "segments"
     root.mkdir()
     run(need("mount"), "-t", "tmpfs", "-o", "size=4m,nr_inodes=500,mode=755", "tombsync-test", str(root))

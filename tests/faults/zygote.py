@@ -7,6 +7,7 @@ interpreter with the same modules. `Zygote` is its client, in the test's process
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -209,6 +210,8 @@ def main() -> None:
     for name in _IMPORTS:
         importlib.import_module(name)
     assert len(os.listdir("/proc/self/task")) == 1
+    gc.collect()
+    gc.freeze()  # or each fork would copy all of it when it ends
     control = socket.socket(fileno=int(sys.argv[1]))
     request = _serve(control)
     if request is not None:

@@ -22,6 +22,8 @@ CONVERGES = "I2"
 NOTHING_ELSE = "I3"
 DATA_UNTOUCHED = "I4"
 RESCAN_HIDES = "I5, after a rescan"
+WATCH_HIDES = "I5, at rest"
+OPEN_IS_KEPT = "I5, open deliveries"
 CONFIRMED_WAS_SEEN = "I5, confirmed"
 TRUSTED_IS_RIGHT = "trusted listing"
 COUNTS = "counts"
@@ -84,6 +86,15 @@ def check_data(node: Node) -> None:
                 raise Violation(DATA_UNTOUCHED, f"{node.name}: {hour.path}/{name} is not the file that was put there")
 
 
+def check_rebuilt(node: Node) -> None:
+    """After a rest the index is the tree."""
+    rows = node.rows()
+    for hour in rows.segments.keys() | node.ground.kept.keys():
+        names, state = {name for _, name in rows.segments.get(hour, ())}, node.ground.kept.get(hour)
+        if names != (state.data.keys() if state else set()):
+            raise Violation(TRUSTED_IS_RIGHT, f"{node.name}: in the end {hour.path} holds {sorted(names)} in the index")
+
+
 def check_index(node: Node) -> None:
     """All invariants of one index and its listings, if it changed."""
     life = node.life
@@ -113,6 +124,9 @@ def _check_committed(node: Node, rows: Rows) -> None:
         if gone_ns < PUT_BACK_AFTER_S * 1e9 - _CLEAN_MARGIN_NS:
             text = f"{node.name}: {marked.path} was forgotten although its hour was gone for {gone_ns / 1e9:.3f} s only"
             raise Violation(STAYS_HIDDEN, text)
+        for name, link in node.links.items():
+            if marked not in link.answered:
+                raise Violation(OPEN_IS_KEPT, f"{node.name}: {marked.path} was forgotten before {name} got it")
     node.committed = {marked: node.committed.get(marked, node.clock.now_ns) for marked in now}
 
 

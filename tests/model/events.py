@@ -71,12 +71,16 @@ class Inotify:
             self.queue.append(KernelEvent(self._wds[inode], flags.DELETE_SELF, 0, ""))
             self._ended(inode)
 
-    def lose(self, kept: int, *, told: bool) -> None:
-        """Of what is queued only the first ones are kept, as in an overflow, which is `told` or not (as on NFS)."""
-        if len(self.queue) > kept or told:
-            del self.queue[kept:]
-            if told:
-                self.queue.append(KernelEvent(-1, flags.Q_OVERFLOW, 0, ""))
+    def lose(self, kept: int, *, told: bool) -> bool:
+        """Of what is queued only the first ones are kept, as in an overflow, which is `told` or not (as on NFS).
+
+        Returns whether there was any more.
+        """
+        lost = len(self.queue) > kept
+        del self.queue[kept:]
+        if told:
+            self.queue.append(KernelEvent(-1, flags.Q_OVERFLOW, 0, ""))
+        return lost
 
     def _ended(self, inode: int) -> None:
         self.queue.append(KernelEvent(self._wds.pop(inode), flags.IGNORED, 0, ""))

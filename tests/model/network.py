@@ -8,7 +8,7 @@ from tests.model.ground import Ground
 from tombsync.errors import PeerError, PeerLost, PeerTimeout, PeerUnreachable
 from tombsync.names import Marked
 from tombsync.peers import REPLY_TIMEOUT_S, Answer, Job, Target
-from tombsync.plan import State
+from tombsync.plan import KEEP_STATES, State
 
 _WINDOW = 3
 _NOTHING_TO_READ = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # sessions are asked again and again: none wakes anybody
@@ -18,7 +18,8 @@ class Link:
     """From one node to a peer of it, and the peer's SFTP server, which acts on the peer's tree.
 
     What the machine sets: `up`; `requests_wait`, `answers_wait` (until `move`); `backwards` (answers come in another
-    order). `confirmed`: of what the server has ever said that it stands there durably.
+    order). `confirmed`: of what the server has ever said that it stands there durably; `answered`: what it has given any
+    last answer to.
     """
 
     def __init__(self, name: str, ground: Ground, *, can_sync: bool) -> None:
@@ -28,6 +29,7 @@ class Link:
         self.session: ModelSession | None = None
         self.late: list[Job] = []  # requests of ended sessions that the server may still act on
         self.confirmed: set[Marked] = set()
+        self.answered: set[Marked] = set()
         self.steps = 0  # counts what was connected, submitted and answered
         self.placed = 0
         self.acts: list[tuple[Job, Answer]] = []
@@ -65,6 +67,11 @@ class Link:
             self.act(job)
         self.late.clear()
 
+    def forget(self) -> None:
+        """What is asked of the server from now on does not know what it said before."""
+        self.confirmed.clear()
+        self.answered.clear()
+
     def heal(self) -> None:
         """End every fault."""
         self.up = True
@@ -80,6 +87,8 @@ class Link:
         self.acts.append((job, answer))
         if answer.state is State.CONFIRMED and self.ground.holds(job.marked):
             self.confirmed.add(job.marked)
+        if answer.state not in KEEP_STATES:
+            self.answered.add(job.marked)
         return answer
 
     def _act(self, job: Job) -> Answer:

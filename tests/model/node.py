@@ -8,9 +8,10 @@ import shutil
 import sqlite3
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, cast
 
-from tests.model.checks import RESCAN_HIDES, RESTS, Rows, Violation, check_index, check_tree
+from tests.model.checks import RESCAN_HIDES, RESTS, WATCH_HIDES, Rows, Violation, check_index, check_tree
 from tests.model.events import ALL, Inotify
 from tests.model.ground import Ground
 from tests.model.network import Link
@@ -38,7 +39,13 @@ _MOST_TURNS = 2_000  # until something rests: more are a livelock
 _METRICS = Metrics()
 _SIDE_FILES = ("", "-wal", "-shm")
 
-Standing = dict[Marked, int]
+
+@dataclass(frozen=True)
+class Standing:
+    """The tombstones that stand at a moment, with the number of their making, and how often events were lost before."""
+
+    tombstones: dict[Marked, int]
+    losses: int
 
 
 class Journal(Audit):
@@ -249,6 +256,8 @@ class Node:
         self.committed: dict[Marked, int] = {}
         self.durable: dict[Marked, int] = {}
         self._worked = False  # since the last check
+        self._losses = 0  # of events, which nobody was told of
+        self._losses_repaired = 0
         self._current_inotify = Inotify()
         self._meanwhile: dict[str, list[Callable[[], None]]] = {}
 
@@ -285,7 +294,7 @@ class Node:
         self._remove_index()
         self.committed, self.durable = {}, {}
         for link in self.links.values():
-            link.confirmed.clear()
+            link.forget()
 
     def _remove_index(self) -> None:
         for suffix in _SIDE_FILES:
@@ -316,6 +325,11 @@ class Node:
             self._enter()
             self.life.inotify.allowance = count
             self.life.watch.turn()
+
+    def lose_events(self, kept: int, *, told: bool) -> None:
+        """The kernel's queue keeps its first events only; the agent is told, as of an overflow, or not."""
+        if self.life is not None:
+            self._losses += self.life.inotify.lose(kept, told=told) and not told
 
     def commit(self) -> bool:
         """The intake writes one transaction; False where there was nothing to write."""
@@ -392,6 +406,7 @@ class Node:
                     self.commit_all()
             busy |= self.commit_all()
             if not busy:
+                self._require_all_hidden()
                 return
         raise Violation(RESTS, f"{self.name} never rests")
 
@@ -435,15 +450,26 @@ class Node:
     # -- what must be true --------------------------------------------------------------------------------------------
 
     def standing(self) -> Standing:
-        """Every tombstone that stands now, with the number of its making."""
-        return dict(self.ground.tombstones())
+        """What a rescan has to find."""
+        return Standing(dict(self.ground.tombstones()), self._losses)
 
     def rescan_ended(self, before: Standing) -> None:
         """I5: what stood all the time is hidden now."""
+        self._losses_repaired = before.losses
+        for marked, birth in self.ground.tombstones():
+            if before.tombstones.get(marked) == birth:
+                self._require_hidden(marked, RESCAN_HIDES)
+
+    def _require_hidden(self, marked: Marked, invariant: str) -> None:
         assert self.life is not None
-        for marked, birth in dict(self.ground.tombstones()).items():
-            if before.get(marked) == birth and marked.stem not in self.life.reader.markers(marked.hour):
-                raise Violation(RESCAN_HIDES, f"{self.name}: {marked.path} stands and is not hidden by a rescan")
+        if marked.stem not in self.life.reader.markers(marked.hour):
+            raise Violation(invariant, f"{self.name}: {marked.path} stands and is not hidden")
+
+    def _require_all_hidden(self) -> None:
+        """What stands is hidden when the agent rests, unless the kernel lost events without a word."""
+        if self._losses == self._losses_repaired:
+            for marked, _ in self.ground.tombstones():
+                self._require_hidden(marked, WATCH_HIDES)
 
     def waits(self) -> bool:
         """Whether time alone will change something: a peer to connect to, a tombstone to put back or to forget.

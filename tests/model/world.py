@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 
-from tests.model.checks import CONVERGES, RESTS, Violation, check_data
+from tests.model.checks import CONVERGES, RESTS, Violation, check_data, check_rebuilt
 from tests.model.events import Inotify
 from tests.model.network import Link
 from tests.model.node import Node, TurnedEmitter
@@ -214,6 +214,7 @@ class World:
                     if marked.hour in link.ground.kept and not link.ground.holds(marked):
                         raise Violation(CONVERGES, f"{name}, a peer of {node.name}, lacks {marked.path}")
             check_data(node)
+            check_rebuilt(node)
         for link, marked in expected.open:
             gone = marked in link.confirmed and marked.hour not in link.ground.kept
             if link.ground.serves(marked.hour) and not gone and not link.ground.holds(marked):

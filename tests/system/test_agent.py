@@ -28,6 +28,7 @@ from tests.support.trees import Disk, disk, hour_of, listed, make_large_tree, ma
 from tests.support.waiting import wait_for
 from tombsync import confine
 from tombsync.audit import Audit, Event, Record
+from tombsync.errors import IndexMissing
 from tombsync.index import Reader, Writer, index_path
 from tombsync.intake import Intake
 from tombsync.metrics import Metrics
@@ -368,30 +369,37 @@ def test_a_worker_that_stalls_ends_the_process(tmp_path: Path) -> None:
         assert told["TOMBSYNC_WORKER"] == "intake"
 
 
-PAUSED = """
+SLOW_INTAKE = """
+import time
 from tombsync.cli.main import main
 from tombsync.daemon import agent
 
-agent.STALLED_AFTER_S = 3.0
+class SlowTree(agent.Tree):
+    def sight(self, marked):
+        for _ in range(25):
+            time.sleep(0.1)
+        return super().sight(marked)
+
+agent.Tree = SlowTree
+agent.STALLED_AFTER_S = 4.0
 agent.STOOD_STILL_AFTER_S = 2.5
 main()
 """
 
 
 def test_a_process_that_was_stopped_for_long_goes_on(tmp_path: Path) -> None:
-    """As by a frozen cgroup or a paused machine: no worker is to blame, and none is."""
-    agent = AgentProcess(tmp_path, program=[sys.executable, "-c", PAUSED])
+    """As by a frozen cgroup or a paused machine, in the middle of a worker's turn: no worker is to blame for that."""
+    agent = AgentProcess(tmp_path, program=[sys.executable, "-c", SLOW_INTAKE])
     hour = make_hour(agent.root, HOUR)
     with agent:
         idle(agent)
+        mark(hour)
+        wait_for(lambda: agent.metric("worker_beat_age_seconds", worker="intake") > 1.1, "the intake's slow turn")
         agent.signal(signal.SIGSTOP)
         until = time.monotonic() + 3.5
         wait_for(lambda: time.monotonic() > until)
-        mark(hour)
         agent.signal(signal.SIGCONT)
         wait_for(lambda: agent.hidden(MARK), "it to go on")
-        looked = time.monotonic() + 1
-        wait_for(lambda: time.monotonic() > looked)
         assert agent.is_ready()
         assert not agent.records("worker-died")
 
@@ -522,6 +530,10 @@ class Rescanning:
             if fields["TOMBSYNC_EVENT"] == event
         ]
 
+    def count(self, kind: str) -> float:
+        """How many rescans of a kind have ended."""
+        return self.metrics.registry.get_sample_value("tombsync_rescan_seconds_count", {"kind": kind}) or 0.0
+
     def hides(self, path: str) -> bool:
         reader = Reader(self.path)
         try:
@@ -613,8 +625,10 @@ def test_what_a_peer_does_not_have_yet_outlives_its_hour(rescanning: Rescanning)
     mark(hour)
     rescanning.rescan.request(RescanKind.INTERVAL)
     rescanning.pass_time(10)
+    settled = rescanning.count("settle")
     shutil.rmtree(hour)
     rescanning.pass_time(1000)
+    assert rescanning.count("settle") <= settled + 8  # it waits, and nothing is looked at every two seconds for that
     assert rescanning.hides(MARK)
     assert not hour.exists()
     assert rescanning.told("hour-gone") == []
@@ -641,6 +655,27 @@ def test_an_hour_that_goes_twice_has_a_minute_each_time(rescanning: Rescanning, 
         assert rescanning.listing(hour) == listed(hour)
     assert rescanning.told("hour-gone") == []
     assert rescanning.told("hidden") == [MARK]
+
+
+def test_an_hour_that_returns_without_its_tombstone_has_a_whole_minute(rescanning: Rescanning) -> None:
+    hour = make_hour(rescanning.root, HOUR)
+    tombstone = mark(hour)
+    rescanning.rescan.request(RescanKind.INTERVAL)
+    rescanning.pass_time(10)
+    tombstone.unlink()
+    rescanning.rescan.request_hour(hour_of(hour))
+    rescanning.pass_time(20)
+    shutil.rmtree(hour)
+    rescanning.rescan.request_hour(hour_of(hour))
+    rescanning.pass_time(20)
+    make_hour(rescanning.root, HOUR)
+    rescanning.rescan.request_hour(hour_of(hour))
+    rescanning.pass_time(55)
+    assert not tombstone.exists()
+    assert rescanning.hides(MARK)
+    rescanning.pass_time(10)
+    assert tombstone.is_file()
+    assert rescanning.listing(hour) == listed(hour)
 
 
 @pytest.mark.parametrize("restarted", [False, True])
@@ -677,8 +712,10 @@ def test_an_hour_that_waits_for_a_tombstone_is_compared_again(rescanning: Rescan
     before = os.stat(hour)
     tombstone.unlink()
     (hour / "other.ts").touch()
+    settled = rescanning.count("settle")
     rescanning.rescan.request(RescanKind.INTERVAL)
-    rescanning.pass_time(10)
+    rescanning.pass_time(40)
+    assert rescanning.count("settle") <= settled + 3
     assert rescanning.listing(hour) == [name for name in listed(hour) if segment_stem(0) not in name]
     (hour / "other.ts").unlink()
     tombstone.touch()
@@ -977,6 +1014,18 @@ def status(agent: AgentProcess) -> dict[str, object]:
     return document
 
 
+def hours_done(agent: AgentProcess) -> int:
+    """How far the running rescan is, as the index says; 0 before it says so."""
+    try:
+        reader = agent.reader()
+    except IndexMissing:
+        return 0
+    try:
+        return reader.fact("rescan_done") or 0
+    finally:
+        reader.close()
+
+
 def test_the_progress_of_a_first_index_can_be_seen(tmp_path: Path, large_root: Path) -> None:
     agent = AgentProcess(tmp_path, root=large_root)
     with agent.ending():
@@ -985,14 +1034,7 @@ def test_the_progress_of_a_first_index_can_be_seen(tmp_path: Path, large_root: P
         assert agent.get("/readyz")[0] == 503
         assert agent.get("/healthz")[0] == 200
 
-        def begun() -> bool:
-            reader = agent.reader()
-            try:
-                return bool(reader.fact("rescan_done"))
-            finally:
-                reader.close()
-
-        wait_for(begun, "some hours to be done")
+        wait_for(lambda: hours_done(agent), "some hours to be done")
         agent.signal(signal.SIGSTOP)
         seen = status(agent)
         agent.signal(signal.SIGCONT)

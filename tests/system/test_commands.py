@@ -855,7 +855,7 @@ def test_adopt_root_wakes_an_agent_that_paused(tmp_path: Path) -> None:
         make_hour(agent.root, HOUR)
         wait_for(lambda: agent.records("root-lost"))
         shown = agent.run("status")
-        assert "paused" in shown.stdout
+        assert "tree       not the known one" in shown.stdout
         assert "adopt-root" in shown.stderr
         assert json.loads(agent.run("status", "--json").stdout)["root_believed"] is False
         done = agent.run("rescan", expect=1)  # instead of a wait without end

@@ -326,6 +326,8 @@ def test_a_changed_host_key_stops_deliveries_until_known_hosts_is_corrected(netw
     assert a.agent.run("peer", "test", "b", expect=1).stderr.count("another host key") == 1
     assert b.server.log().count("Accepted publickey") == logins
     assert marked.path not in tombstones(b.root)
+    # The agent itself has tried once, and does not knock again at a door that is somebody else's.
+    assert a.agent.metric("push_failures_total", peer="b", reason="host-key-changed") == 1
     b.server.pin()
     wait_for(lambda: a.confirmed([before, marked], "b"), "the delivery after known_hosts was corrected")
     assert a.peer_status("b")["last_error"] is None
@@ -382,6 +384,23 @@ def test_an_hour_that_a_peer_no_longer_keeps_is_not_made_again(network: Network)
     (b.root / HOUR).mkdir()
     wait_for(lambda: a.confirmed([marked], "b"), "the tombstone to follow where the hour is back")
     assert tombstones(b.root) == {marked.path}
+
+
+def test_a_tree_that_comes_back_without_an_hour_does_not_get_the_hour_again(network: Network) -> None:
+    a, b = network.add("a"), network.add("b", segments=0)
+    quality = b.root / "desertbus" / "source"
+    quality.mkdir(parents=True)
+    a.peer_of(b, verify_interval_s=1)
+    start(a)
+    marked = touch(a.hour, segment_stem(0))
+    wait_for(lambda: a.confirmed([marked], "b"))
+    shutil.rmtree(b.root / "desertbus")  # as an unmounted disk
+    wait_for(lambda: a.agent.states(marked.path) == {"b": "not-served"})
+    quality.mkdir(parents=True)
+    assert a.agent.stop() == 0  # instead of the minute until it asks again
+    start(a)
+    wait_for(lambda: a.agent.states(marked.path) == {"b": "hour-gone"})
+    assert os.listdir(quality) == []
 
 
 # -- peers that come and go --------------------------------------------------------------------------------------------

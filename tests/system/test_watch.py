@@ -329,6 +329,20 @@ def test_names_with_a_dot_in_front_are_never_listed_and_hide_nothing(watching: W
     assert watching.listing(hour, tombstones=True) == [f"{stem}.ts"]
 
 
+def test_a_mistaken_name_in_a_new_directory_is_told_once(watching: Watching) -> None:
+    """What is made between the watch and the listing of a new directory, both tell of."""
+    made = set()
+    for number in range(40):
+        hour = make_hour(watching.root, f"desertbus/source/{hour_text(FIRST_HOUR + number)}", segments=0)
+        for second in range(100):
+            (hour / f"{segment_stem(second)}.ts.tombstone").touch()
+            made.add(f"desertbus/source/{hour.name}/{segment_stem(second)}.ts.tombstone")
+    watching.settle()
+    wait_for(lambda: len(watching.records.of("mistaken-name")) >= len(made), "all of them to be told")
+    told = [fields["MESSAGE"].split()[0] for fields in watching.records.of("mistaken-name")]
+    assert sorted(told) == sorted(made)
+
+
 @pytest.mark.parametrize("extension", [".ts", ".json", ".tombstone"])
 def test_a_mistaken_name_hides_nothing_and_the_right_one_is_told(watching: Watching, extension: str) -> None:
     hour = make_hour(watching.root, HOUR, segments=1)
@@ -505,16 +519,16 @@ def test_what_is_made_while_the_tree_is_walked_is_watched(tmp_path: Path) -> Non
         def open_believed(self, identity: str) -> Iterator[int]:
             with super().open_believed(identity) as root_fd:
                 yield root_fd
-            number = len(made) // 3
-            if number < 6:
-                for path in (f"channel{number}/source", f"desertbus/quality{number}", "desertbus/source"):
+            number = len(made)
+            if number < 20:
+                for path in ("desertbus/source", f"desertbus/quality{number}", "channel/source")[: 2 + (not number)]:
                     made.append(root / path / hour_text(FIRST_HOUR + 1 + number))
                     made[-1].mkdir(parents=True)
 
     make_hour(root, HOUR)
     with Watching(tmp_path, tree=Growing) as watching:
         watching.settle()
-        assert len(made) == 18
+        assert len(made) >= 20
         for hour in made:
             (hour / f"{segment_stem()}.tombstone").touch()
         watching.settle()

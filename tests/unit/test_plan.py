@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -16,7 +17,7 @@ ANY = (False, True)
 YES = (True,)
 NO = (False,)
 # recorded, in the tree once, present, hour present, gone for long, open deliveries -> what it needs
-RULES = [
+RULES: list[tuple[Any, ...]] = [
     (NO, ANY, NO, ANY, ANY, ANY, Need.NOTHING),
     (NO, ANY, YES, ANY, ANY, ANY, Need.HIDE),
     (YES, ANY, YES, ANY, ANY, ANY, Need.NOTHING),
@@ -31,7 +32,7 @@ CASES = list(itertools.product(ANY, repeat=6))
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "".join("ny"[flag] for flag in case))
 def test_every_case_of_a_stem_has_one_answer(case: tuple[bool, ...]) -> None:
-    answers = [rule[-1] for rule in RULES if all(flag in may_be for flag, may_be in zip(case, rule, strict=False))]
+    answers = [need for *rule, need in RULES if all(flag in flags for flag, flags in zip(case, rule, strict=True))]
     (need,) = answers
     recorded, in_tree, present, hour_present, long, open_deliveries = case
     for missing_for_s in (60.0, 1e9) if long else (0.0, 59.999):

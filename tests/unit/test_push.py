@@ -921,9 +921,7 @@ def down(world: World) -> None:
         pytest.param(lambda world: setattr(world, "believed", False), lambda world: True, id="for the tree"),
     ],
 )
-def test_stop_ends_a_wait(
-    world: World, prepare: Callable[[World], None], reached: Callable[[World], object]
-) -> None:
+def test_stop_ends_a_wait(world: World, prepare: Callable[[World], None], reached: Callable[[World], object]) -> None:
     prepare(world)
     driver = running(world)
     wait_for(lambda: reached(world), "the wait")

@@ -1180,6 +1180,24 @@ def test_a_listing_of_an_earlier_process_settles_nothing(bench: Bench) -> None:
     assert bench.settled(directory)
 
 
+def test_a_listing_of_an_earlier_process_counts_beside_no_later_one(bench: Bench) -> None:
+    """The watcher had another hour looked at before the first rescan began."""
+    directory, other = bench.make(A, "one.ts"), bench.make(B, "one.ts")
+    bench.finish(RescanKind.INTERVAL)
+    bench.restart()
+    bench.may_begin = False
+    bench.rescan.request_hour(hour_of(other))
+    bench.clock.now += 1.1
+    bench.may_begin = True
+    bench.turn()
+    bench.write()
+    assert bench.ended(RescanKind.INTERVAL) == 0
+    bench.clock.now += 2.1
+    bench.finish(RescanKind.INTERVAL)
+    assert bench.settled(other)
+    assert not bench.settled(directory)
+
+
 def test_what_changed_while_no_agent_ran_is_found(bench: Bench) -> None:
     hours = [bench.make(A, "one.ts", "two.ts"), bench.make(B, "one.ts", "one.tombstone")]
     bench.start()

@@ -195,7 +195,11 @@ def _check_keys(settings: Settings) -> Iterator[Finding]:
         try:
             require_usable(target_of(peer))
         except errors.PeerError as exc:
-            yield Finding("failed", f"peer {peer.name}", str(exc), exc.hint)
+            yield _of_peer("failed", exc)
+
+
+def _of_peer(level: str, exc: errors.PeerError) -> Finding:
+    return Finding(level, f"peer {exc.peer}", str(exc).removeprefix(f"{exc.peer}: "), exc.hint)
 
 
 def _check_peers(settings: Settings) -> list[Finding]:
@@ -208,7 +212,7 @@ def _check_peer(peer: PeerSettings) -> list[Finding]:
     what = f"peer {peer.name}"
     if report.error is not None:
         # A peer that is down is no reason not to start: that is what deliveries are kept for.
-        return [Finding("warning", what, str(report.error), report.error.hint)]
+        return [_of_peer("warning", report.error)]
     findings = [Finding("ok", what, f"reached in {report.connect_ms:.0f} ms, its tree is there")]
     if not report.can_sync:
         findings.append(Finding("warning", what, "its server has no fsync@openssh.com: deliveries stay not-durable"))

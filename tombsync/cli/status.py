@@ -29,7 +29,7 @@ from tombsync.cli.common import (
 from tombsync.config import Settings
 from tombsync.index import MarkerRow, PeerRow, Reader, agent_pid
 from tombsync.names import Kind, classify
-from tombsync.plan import DUE_STATES, State
+from tombsync.plan import State
 from tombsync.tree import Tree
 
 
@@ -105,7 +105,7 @@ def _peer_facts(row: PeerRow, *, running: bool) -> dict[str, Any]:
         "up": row.up if running else None,
         "since": iso(row.changed_at_ns),
         "deliveries": {state.word: count for state, count in sorted(row.counts.items())},
-        "pending": sum(row.counts.get(state, 0) for state in (*DUE_STATES, State.HELD)),
+        "pending": row.counts.get(State.PENDING, 0),
         "confirmed": row.counts.get(State.CONFIRMED, 0),
         "oldest_pending_s": oldest_s,
         "last_error": row.error or None,
@@ -120,7 +120,7 @@ def _say_node(settings: Settings, reader: Reader, facts: dict[str, Any]) -> None
     say(f"node       {settings.node}   tree {settings.root}")
     say(f"agent      {running}")
     if doubt := tree_doubt(settings, reader):
-        say("paused     nothing is changed or delivered: the tree is not the known one")
+        say("tree       not the known one: nothing is changed or delivered until it is back")
         tell_error(doubt)
     say(f"segments   {segments['visible']} visible, {segments['hidden']} hidden, in {facts['hours']} hours")
     say(f"tombstones {facts['tombstones']}")
@@ -138,6 +138,8 @@ def _say_node(settings: Settings, reader: Reader, facts: dict[str, Any]) -> None
         ("PEER", "STATE", "SINCE", "PENDING", "CONFIRMED", "OLDEST", "OTHER", "LAST ERROR"),
         (_peer_line(row, running=agent["running"]) for row in reader.peers()),
     )
+    if any(peer["up"] is False for peer in facts["peers"]):
+        say("`tombsync peer test PEER` walks the way to a peer that is down, and says what to do")
 
 
 def _peer_line(row: PeerRow, *, running: bool) -> tuple[object, ...]:

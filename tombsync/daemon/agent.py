@@ -20,7 +20,7 @@ from tombsync import __version__, config, confine, errors
 from tombsync.audit import Audit, Event, open_audit
 from tombsync.daemon.parts import (
     believe_root,
-    file_id,
+    index_files,
     open_index,
     require_supported,
     take_adoption,
@@ -29,7 +29,7 @@ from tombsync.daemon.parts import (
 )
 from tombsync.daemon.sources import Sources, describe
 from tombsync.guard import RootGuard
-from tombsync.index import AgentLock, Checkpointer, Writer, index_path
+from tombsync.index import AgentLock, Checkpointer, Writer, index_path, note_damage
 from tombsync.intake import Intake
 from tombsync.metrics import Metrics
 from tombsync.peers import Connector
@@ -64,7 +64,7 @@ class Agent:
         self._failure: tuple[str, BaseException] | None = None
         self._requested: set[RescanKind] = set()
         self._looked_at = self._went_on_at = time.monotonic()
-        self._index_file = (0, 0)  # device and inode
+        self._index_files: list[tuple[int, int]] = []  # device and inode of each
         self._beats = Beats()
         self._drivers: list[Driver] = []
         self._pushers: list[Pusher] = []
@@ -87,7 +87,7 @@ class Agent:
             path = index_path(settings.state_dir)
             writer = open_index(path, audit)
             stack.callback(writer.close)
-            self._index_file = file_id(path)
+            self._index_files = index_files(path)
             identity = believe_root(tree, writer, audit)
             self._sync_peers(writer, audit)
             self._serve(stack, tree, writer, audit, path, identity)
@@ -276,9 +276,14 @@ class Agent:
             raise errors.WorkerDied(worker, reason) from cause
 
     def _check_index(self) -> None:
-        """A file that nobody else can open any more is no index: the next start makes a new one."""
+        """A file that nobody else can open any more is no index: the next start makes a new one.
+
+        What is found in its place is not trusted: another index with the log of this one would be a third.
+        """
         path = index_path(self.settings.state_dir)
-        if file_id(path) != self._index_file:
+        if index_files(path) != self._index_files:
+            if os.path.exists(path):
+                note_damage(path)
             self._died("intake", errors.StateRefused(path, "it was removed or replaced under the running agent"))
 
     def _died(self, worker: str, cause: BaseException) -> None:

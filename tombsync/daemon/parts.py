@@ -6,7 +6,7 @@ import os
 
 from tombsync import config, errors
 from tombsync.audit import Audit, Event
-from tombsync.index import Writer, damage_noted, set_aside
+from tombsync.index import SIDE_FILES, Writer, damage_noted, set_aside
 from tombsync.peers import Target
 from tombsync.tree import Tree
 
@@ -24,8 +24,12 @@ def open_index(path: str, audit: Audit) -> Writer:
     return Writer(path)
 
 
-def file_id(path: str) -> tuple[int, int]:
-    """The device and inode of a file; (0, 0) where none is."""
+def index_files(path: str) -> list[tuple[int, int]]:
+    """The device and inode of the index and of the two files beside it that an open one has; (0, 0) where none is."""
+    return [_file_id(path + suffix) for suffix in SIDE_FILES]
+
+
+def _file_id(path: str) -> tuple[int, int]:
     try:
         found = os.stat(path)
     except OSError:

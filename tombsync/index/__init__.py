@@ -17,11 +17,12 @@ from tombsync.index.batches import (
     SegmentRows,
 )
 from tombsync.index.checkpoint import Checkpointer
-from tombsync.index.files import AgentLock, agent_pid, damage_noted, index_path, set_aside
+from tombsync.index.files import SIDE_FILES, AgentLock, agent_pid, damage_noted, index_path, note_damage, set_aside
 from tombsync.index.reader import Due, HourRow, MarkerRow, PeerRow, Reader
 from tombsync.index.writer import Hidden, Writer
 
 __all__ = [
+    "SIDE_FILES",
     "AgentLock",
     "Checkpointer",
     "DeliveryOutcomes",
@@ -44,5 +45,6 @@ __all__ = [
     "agent_pid",
     "damage_noted",
     "index_path",
+    "note_damage",
     "set_aside",
 ]

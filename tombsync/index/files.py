@@ -16,7 +16,7 @@ from tombsync.index.schema import APPLICATION_ID, MIGRATIONS, migrate
 _INDEX_NAME = "index.sqlite"
 _LOCK_NAME = "agent.lock"
 _DAMAGED_NAME = "index.damaged"  # left by a process that met the damage while it ran
-_SIDE_FILES = ("", "-wal", "-shm")
+SIDE_FILES = ("", "-wal", "-shm")
 _STATE_MODE = 0o750  # readers in the agent's group may look, nobody else
 _INDEX_MODE = 0o640
 _BUSY_TIMEOUT_S = 5.0  # only a checkpoint can hold the file from the one writer, and never for long
@@ -158,7 +158,7 @@ def set_aside(path: str) -> str:
         number += 1
         aside = f"{aside.partition('.n')[0]}.n{number}"
     try:
-        for suffix in _SIDE_FILES:
+        for suffix in SIDE_FILES:
             if os.path.exists(path + suffix):
                 os.rename(path + suffix, aside + suffix)
         flag = os.path.join(os.path.dirname(path), _DAMAGED_NAME)
@@ -172,7 +172,10 @@ def set_aside(path: str) -> str:
 def note_damage(path: str) -> None:
     """Leave word for the next start that the index is damaged: a running process cannot exchange it."""
     flag = os.path.join(os.path.dirname(path), _DAMAGED_NAME)
-    os.close(os.open(flag, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, _INDEX_MODE))
+    try:
+        os.close(os.open(flag, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, _INDEX_MODE))
+    except OSError:  # a full disk, or another account's command: the next start meets the damage itself
+        pass
 
 
 def damage_noted(path: str) -> bool:
@@ -190,10 +193,7 @@ def translated(path: str) -> Iterator[None]:
     except sqlite3.Error as exc:
         error = _translate(path, exc)
         if isinstance(error, IndexDamaged):
-            try:
-                note_damage(path)
-            except OSError:  # a full disk, or another account's command: the next start meets the damage itself
-                pass
+            note_damage(path)
         raise error from exc
 
 

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from tombsync import plan
 from tombsync.audit import Audit, Event
@@ -21,7 +21,6 @@ from tombsync.work import TRANSACTION_ROWS, Mailbox, Sighting, Source
 log = logging.getLogger(__name__)
 
 _MOST_MISTAKES_TOLD = 10_000
-_NO_MTIME = -1  # of no directory that is there
 
 
 @dataclass
@@ -119,11 +118,9 @@ class HourVisitor:
             self._tell_mistake(hour, name)
         waiting = self._put_back(root_fd, hour, diff.markers_missing)
         state.left_unsettled = True
-        edits = (row.edits if row else 0) + len(diff.markers_found)  # each of them is an edit, whoever tells it first
-        listed = HourListed(hour, mtime_ns, digest, state.number, settled=False, edits=edits)
-        if waiting:  # to be compared again whatever its mtime and digest say, and not as soon as what is unsettled
-            listed = replace(listed, mtime_ns=_NO_MTIME, digest=b"", settled=True)
-        self._mailbox.put_bulk(listed)
+        if not waiting:  # else the hour has to be visited again, whatever its mtime says
+            edits = (row.edits if row else 0) + len(diff.markers_found)  # each is an edit, whoever tells it first
+            self._mailbox.put_bulk(HourListed(hour, mtime_ns, digest, state.number, settled=False, edits=edits))
 
     def _still_known(self, hour: Hour, row: HourRow, digest: bytes, mtime_ns: int, state: PassState) -> None:
         """The entries are those that the rows were made of."""
@@ -204,7 +201,6 @@ class HourVisitor:
             )
             if need is not plan.Need.FORGET:
                 self._visit_again(hour, plan.look_again_at(since, now))
-                self._mailbox.put_bulk(HourGone(hour))  # or it would be taken for known where it returns as it was
                 return
             for start in range(0, len(markers), TRANSACTION_ROWS):
                 part = markers[start : start + TRANSACTION_ROWS]

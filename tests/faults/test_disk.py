@@ -1,0 +1,406 @@
+"""Disks that are full, read-only or taken away, and an index that somebody spoils, exchanges or removes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import random
+import shutil
+import sqlite3
+import subprocess
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.faults.world import CONSTANTS, World, stem, tombstones
+from tests.faults.zygote import Zygote
+from tests.support.programs import need
+from tests.support.sshd import Sshd
+from tests.support.trees import need_root
+from tests.support.waiting import wait_for
+from tombsync import errors
+from tombsync.index import index_path
+
+STARTS = 4  # of the service manager, until everything is well
+
+
+@pytest.fixture(scope="module")
+def zygote() -> Iterator[Zygote]:
+    with Zygote() as zygote:
+        yield zygote
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Sshd]:
+    with Sshd() as server:
+        yield server
+
+
+@contextlib.contextmanager
+def tmpfs(at: Path, options: str) -> Iterator[Path]:
+    """A file system of its own for the time of a `with` block."""
+    need_root()
+    at.mkdir(parents=True, exist_ok=True)
+    subprocess.run([need("mount"), "-t", "tmpfs", "-o", options, "tmpfs", str(at)], check=True, capture_output=True)
+    try:
+        yield at
+    finally:
+        subprocess.run([need("umount"), "--lazy", str(at)], check=True, capture_output=True)
+
+
+def remount(at: Path, options: str) -> None:
+    """Change what may be done on a mounted file system."""
+    subprocess.run([need("mount"), "-o", f"remount,{options}", str(at)], check=True, capture_output=True)
+
+
+@contextlib.contextmanager
+def full(directory: Path) -> Iterator[None]:
+    """No room for another byte."""
+    ballast = directory / "ballast"
+    with pytest.raises(OSError, match="No space left"), ballast.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"x" * 4096)
+    try:
+        yield
+    finally:
+        ballast.unlink()
+
+
+@contextlib.contextmanager
+def no_more_files(directory: Path) -> Iterator[None]:
+    """No room for another file."""
+    made = []
+    with pytest.raises(OSError, match="No space left") as caught:
+        for number in range(1_000_000):
+            (directory / f"ballast-{number}").touch()
+            made.append(directory / f"ballast-{number}")
+    assert caught.value.errno == errno.ENOSPC
+    try:
+        yield
+    finally:
+        for path in made:
+            path.unlink()
+
+
+def run_until(world: World, condition: Callable[[], bool], what: str) -> list[int]:
+    """Be the service manager: start the agent again whenever it ends by itself. The codes with which it ended."""
+    codes: list[int] = []
+
+    def look() -> bool:
+        if not world.agent.alive:
+            if world.agent.process is not None:
+                codes.append(world.agent.wait())
+                assert codes[-1] in (errors.EXIT_FAILED, errors.EXIT_RESTART)
+                assert len(codes) < STARTS
+            world.agent.start(ready=False)
+        return condition()
+
+    wait_for(look, what)
+    said = world.agent.log.read_text(errors="replace")
+    assert "Traceback" not in said
+    assert not codes or "tombsync: " in said
+    return codes
+
+
+# -- the state directory -----------------------------------------------------------------------------------------------
+
+
+def test_with_a_full_state_directory_hiding_is_tried_again_until_there_is_room(
+    zygote: Zygote, server: Sshd, tmp_path: Path
+) -> None:
+    with tmpfs(tmp_path / "state", "size=2m") as state:
+        world = World(zygote, server, tmp_path / "node", state_dir=state)
+        agent = world.agent
+        with agent.ending():
+            agent.start()
+            stems: set[str] = set()
+            silent = 0
+            for outage in (1, 2):
+                with full(state):
+
+                    def refused(least: int) -> bool:
+                        """Whether so many more tries failed than were told of: of each outage the first is told."""
+                        stems.add(one := stem(1000 + len(stems)))
+                        world.touch(one)  # until the index has to grow
+                        return agent.metric("index_retries_total") >= len(agent.records("state-refused")) + least
+
+                    wait_for(partial(refused, silent + 3), "the full disk to be noticed, and some more tries", 60)
+                    assert agent.records("state-refused")
+                    assert not stems <= world.recorded()
+                    assert agent.get("/healthz")[0] == 200
+                    stems.add(one := stem(outage))
+                    code, done, told = world.mark(one)
+                    assert (code, done) == (0, {one})
+                    assert "has not hidden it in time" in told
+                wait_for(partial(world.converges, stems, set()), "everything to be hidden and confirmed")
+                silent = int(agent.metric("index_retries_total")) - len(agent.records("state-refused"))
+            assert agent.stop() == 0
+            world.check_tree()
+            assert set(world.told("hidden")) == stems
+            assert max(world.told("hidden").values()) == 1
+
+
+def test_a_start_on_a_full_state_directory_says_so_or_works(zygote: Zygote, server: Sshd, tmp_path: Path) -> None:
+    for known in (False, True):
+        with tmpfs(tmp_path / f"state-{known}", "size=2m") as state:
+            world = World(zygote, server, tmp_path / f"node-{known}", state_dir=state)
+            agent = world.agent
+            with agent.ending():
+                if known:
+                    world.warm_up(stem(0))
+                with full(state):
+                    world.touch(stem(1))
+                    agent.start(ready=False)
+                    wait_for(lambda: not agent.alive or agent.records("state-refused") or stem(1) in world.recorded())  # noqa: B023
+                    if not agent.alive:
+                        assert agent.wait() == errors.EXIT_FAILED
+                        assert "No space left" in agent.log.read_text() or "full" in agent.log.read_text()
+                stems = {stem(0), stem(1)} if known else {stem(1)}
+                run_until(world, partial(world.converges, stems, set()), "everything to be hidden and confirmed")
+                assert "Traceback" not in agent.log.read_text(errors="replace")
+
+
+def test_a_rescan_that_waits_for_room_is_no_stalled_worker(zygote: Zygote, server: Sshd, tmp_path: Path) -> None:
+    constants = {**CONSTANTS, "tombsync.daemon.agent.STALLED_AFTER_S": 3.0}
+    with tmpfs(tmp_path / "state", "size=2m") as state:
+        world = World(zygote, server, tmp_path / "node", state_dir=state, constants=constants)
+        agent = world.agent
+        with agent.ending():
+            agent.start()
+            hour = world.hour.with_name("2019-11-13T03")
+            with full(state):
+                with_name = world.root / "elsewhere"  # not watched, so that the rescan has to tell of it all
+                with_name.mkdir()
+                for number in range(30_000):
+                    (with_name / f"{stem(number)}.ts").touch()
+                with_name.rename(hour)
+                tries = wait_for(lambda: agent.metric("index_retries_total"), "the full disk to be noticed")
+                wait_for(lambda: agent.metric("index_retries_total") > tries + 5, "it to go on for long")
+                assert agent.get("/healthz")[0] == 200
+                assert agent.alive
+            world.touch(stem(0))
+            wait_for(lambda: world.converges({stem(0)}, set()), "it to go on")
+            assert agent.records("worker-died") == []
+
+
+def test_a_state_directory_that_is_read_only_ends_nothing(zygote: Zygote, server: Sshd, tmp_path: Path) -> None:
+    with tmpfs(tmp_path / "state", "size=8m") as state:
+        world = World(zygote, server, tmp_path / "node", state_dir=state / "tombsync")
+        agent = world.agent
+        world.warm_up(stem(0))
+        with agent.ending():
+            remount(state, "ro")
+            agent.start(ready=False)
+            assert agent.wait() == errors.EXIT_FAILED
+            assert agent.log.read_text().splitlines()[-2:] == [
+                f"tombsync: {agent.state_dir}: Read-only file system",
+                "  hint: check the free space, the owner and the mode of the state directory",
+            ]
+            world.touch(stem(1))
+            code, done, told = world.mark(stem(2))
+            assert (code, done) == (0, {stem(2)}), told
+            remount(state, "rw")
+            run_until(world, lambda: world.converges({stem(0), stem(1), stem(2)}, {stem(0)}), "it to go on")
+            assert agent.records("index-set-aside") == []
+
+
+# -- the tree ----------------------------------------------------------------------------------------------------------
+
+
+def check_refusals(world: World, reason: str) -> None:
+    """Nothing can be created: `mark` says so in one line, and what vanished is put back as soon as it can be."""
+    code, done, told = world.mark(stem(2))
+    assert (code, done) == (errors.EXIT_FAILED, set())
+    assert told.splitlines() == [
+        f"tombsync: {world.hour}/{stem(2)}.tombstone: cannot be created: {reason}",
+        "  hint: check the owner, the mode and the free space and inodes of that directory",
+    ]
+    assert tombstones(world.root) == {stem(0)}
+    wait_for(lambda: world.agent.records("tree-refused"), "the put-back to be refused")
+    (record, *_) = world.agent.records("tree-refused")
+    assert record["TOMBSYNC_SEGMENT"] == world.relative(stem(1))
+    assert reason in record["MESSAGE"]
+    assert world.recorded() == {stem(0), stem(1)}
+
+
+def test_in_a_full_tree_mark_says_so_and_the_put_back_is_tried_again(
+    zygote: Zygote, server: Sshd, tmp_path: Path
+) -> None:
+    with tmpfs(tmp_path / "segments", "size=8m,nr_inodes=200") as root:
+        world = World(zygote, server, tmp_path / "node", root=root)
+        world.warm_up(stem(0), stem(1))
+        with world.agent.ending():
+            (world.hour / f"{stem(1)}.tombstone").unlink()
+            with no_more_files(root):
+                world.agent.start()
+                check_refusals(world, "No space left on device")
+            wait_for(lambda: tombstones(root) == {stem(0), stem(1)}, "the tombstone to be put back")
+            code, done, told = world.mark(stem(2))
+            assert (code, done) == (0, {stem(2)}), told
+            wait_for(lambda: world.converges({stem(0), stem(1), stem(2)}, {stem(0), stem(1)}))
+            assert world.agent.stop() == 0
+            world.check_tree()
+
+
+def test_a_tree_that_is_read_only_for_a_while(zygote: Zygote, server: Sshd, tmp_path: Path) -> None:
+    with tmpfs(tmp_path / "segments", "size=8m") as root:
+        world = World(zygote, server, tmp_path / "node", root=root)
+        world.warm_up(stem(0), stem(1))
+        with world.agent.ending():
+            world.agent.start()
+            (world.hour / f"{stem(1)}.tombstone").unlink()
+            remount(root, "ro")
+            check_refusals(world, "Read-only file system")
+            assert world.agent.records("root-lost") == []
+            remount(root, "rw")
+            wait_for(lambda: tombstones(root) == {stem(0), stem(1)}, "the tombstone to be put back")
+            code, done, told = world.mark(stem(2))
+            assert (code, done) == (0, {stem(2)}), told
+            wait_for(lambda: world.converges({stem(0), stem(1), stem(2)}, {stem(0), stem(1)}))
+            assert world.agent.stop() == 0
+            world.check_tree()
+
+
+# -- the index, spoilt while the agent is stopped ----------------------------------------------------------------------
+
+
+def overwrite(path: Path, begin: float, end: float) -> None:
+    """Noise over a part of the file."""
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.seek(int(size * begin))
+        file.write(random.randbytes(int(size * (end - begin))))
+
+
+def another_database(path: Path) -> None:
+    path.unlink()
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE somebody (elses)")
+    connection.commit()
+    connection.close()
+
+
+def log_of_noise(path: Path) -> None:
+    path.with_name(path.name + "-wal").write_bytes(random.randbytes(100_000))
+
+
+Harm = Callable[[Path], object]
+SPOILT: dict[str, Harm] = {
+    "removed": Path.unlink,
+    "empty": lambda path: os.truncate(path, 0),
+    "half": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "all but a byte": lambda path: os.truncate(path, path.stat().st_size - 1),
+    "noise": partial(overwrite, begin=0.0, end=1.0),
+    "noise behind its header": partial(overwrite, begin=0.1, end=1.0),
+    "noise at its end": partial(overwrite, begin=0.8, end=1.0),
+    "text": lambda path: path.write_text("not an index\n" * 1000),
+    "another database": another_database,
+    "noise as its log": log_of_noise,
+}
+
+
+@pytest.mark.parametrize("harm", SPOILT.values(), ids=SPOILT)
+def test_an_index_spoilt_while_nobody_ran_is_rebuilt(harm: Harm, zygote: Zygote, server: Sshd, tmp_path: Path) -> None:
+    world = World(zygote, server, tmp_path / "node")
+    stems = {stem(100 + number) for number in range(40)}
+    world.warm_up(*stems)
+    with world.agent.ending():
+        harm(Path(index_path(str(world.agent.state_dir))))
+        world.touch(stem(0))
+        code, done, told = world.mark(stem(1))  # which needs no index
+        assert (code, done) == (0, {stem(1)}), told
+        stems |= {stem(0), stem(1)}
+        run_until(world, lambda: looks(world, stems), "everything to be hidden and confirmed")
+        assert world.agent.stop() == 0
+        world.check_tree()
+
+
+def looks(world: World, stems: set[str]) -> bool:
+    """Whether all is in its place; an index that nobody has set aside yet cannot be asked."""
+    try:
+        return world.converges(stems, set())
+    except (errors.IndexDamaged, errors.StateRefused):
+        return False
+
+
+# -- the index, taken away while the agent runs ------------------------------------------------------------------------
+
+
+def remove(*suffixes: str) -> Harm:
+    def harm(path: Path) -> None:
+        for suffix in suffixes:
+            path.with_name(path.name + suffix).unlink()
+
+    return harm
+
+
+def exchange(content: bytes | None) -> Harm:
+    def harm(path: Path) -> None:
+        other = path.with_name("other")
+        if content is None:
+            shutil.copyfile(path, other)
+        else:
+            other.write_bytes(content)
+        other.rename(path)
+
+    return harm
+
+
+TAKEN: dict[str, Harm] = {
+    "index removed": remove(""),
+    "index and side files removed": remove("", "-wal", "-shm"),
+    "log removed": remove("-wal"),
+    "shared memory removed": remove("-shm"),
+    "side files removed": remove("-wal", "-shm"),
+    "exchanged for a copy": exchange(None),
+    "exchanged for noise": exchange(random.Random(0).randbytes(100_000)),
+    "exchanged for nothing": exchange(b""),
+    "state directory removed": lambda path: shutil.rmtree(path.parent),
+    "state directory moved away": lambda path: path.parent.rename(path.parent.with_name("moved")),
+}
+
+
+@pytest.mark.parametrize("harm", TAKEN.values(), ids=TAKEN)
+def test_an_index_taken_away_under_the_running_agent_ends_it_and_is_rebuilt(
+    harm: Harm, zygote: Zygote, server: Sshd, tmp_path: Path
+) -> None:
+    world = World(zygote, server, tmp_path / "node")
+    stems = {stem(100 + number) for number in range(10)}
+    world.warm_up(*stems)
+    agent = world.agent
+    with agent.ending():
+        agent.start()
+        harm(Path(index_path(str(agent.state_dir))))
+        world.touch(stem(0))
+        assert agent.wait() == errors.EXIT_FAILED
+        (record,) = agent.records("worker-died")
+        assert "it was removed or replaced under the running agent" in record["MESSAGE"]
+        assert "Traceback" not in agent.log.read_text()
+        world.touch(stem(1))
+        stems |= {stem(0), stem(1)}
+        agent.start(ready=False)
+        wait_for(lambda: looks(world, stems), "everything to be hidden and confirmed")
+        assert agent.stop() == 0
+        world.check_tree()
+
+
+def test_noise_in_the_index_of_a_running_agent_costs_a_restart_at_most(
+    zygote: Zygote, server: Sshd, tmp_path: Path
+) -> None:
+    world = World(zygote, server, tmp_path / "node")
+    stems = {stem(100 + number) for number in range(40)}
+    world.warm_up(*stems)
+    with world.agent.ending():
+        world.agent.start()
+        overwrite(Path(index_path(str(world.agent.state_dir))), 0.0, 1.0)
+        world.touch(stem(0))
+        code, done, told = world.mark(stem(1))
+        assert (code, done) == (0, {stem(1)}), told
+        stems |= {stem(0), stem(1)}
+        run_until(world, lambda: stems <= set(world.told("hidden")) | stems and looks(world, stems), "all to be well")
+        world.agent.kill()
+        run_until(world, lambda: looks(world, stems), "all to be well after a kill, too")
+        world.check_tree()
