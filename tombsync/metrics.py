@@ -16,6 +16,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from tombsync import __version__
+from tombsync.names import printable
 from tombsync.plan import State
 
 # Around the figures that benchmarks/hide.py and benchmarks/push.py print: 0.2 ms to a minute and beyond.
@@ -120,7 +121,7 @@ class _Gauges:
             "Segment files in the index.",
             ("channel", "quality", "state"),
             (
-                ((channel, quality, state), count)
+                ((printable(channel), printable(quality), state), count)
                 for channel, quality, visible, hidden in ask.segments()
                 for state, count in (("visible", visible), ("hidden", hidden))
             ),

@@ -38,6 +38,8 @@ LAST_DUE = State.RECEIVED
 DUE_STATES = tuple(state for state in State if state <= LAST_DUE)
 # What delays an operator's "everywhere": a peer that does not serve the channel has given its answer.
 UNCONFIRMED_STATES = (State.PENDING, State.REFUSED, State.RECEIVED, State.HELD)
+# The peer has, or had, the tombstone: from then on its hour is not made again.
+THERE_STATES = (State.NOT_DURABLE, State.CONFIRMED, State.HOUR_GONE)
 # While one of these is open, the marker's row outlives its hour directory.
 KEEP_STATES = (State.PENDING, State.NOT_SERVED, State.REFUSED, State.RECEIVED, State.HELD)
 

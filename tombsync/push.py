@@ -292,7 +292,7 @@ class Pusher:
                     row.marker,
                     row.marked,
                     probe=row.state is not State.PENDING or wall_ns - row.hidden_at_ns > FRESH_S * 1e9,
-                    make_hour=not row.ever_confirmed,
+                    make_hour=not row.ever_there,
                 )
                 for row in rows
             ]

@@ -231,7 +231,6 @@ def test_registering_asks_nothing() -> None:
     Metrics().ask(NotYet())
 
 
-@pytest.mark.xfail(strict=True, raises=UnicodeEncodeError, reason="a channel that is not UTF-8 ends the whole scrape")
 def test_a_channel_of_whatever_name_is_one_line() -> None:
     class Odd(Sources):
         def segments(self) -> Iterable[tuple[str, str, int, int]]:

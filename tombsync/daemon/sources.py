@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from tombsync.audit import Audit
 from tombsync.guard import RootGuard
 from tombsync.index import Reader, Writer
-from tombsync.names import printable
 from tombsync.plan import State
 from tombsync.push import Pusher
 from tombsync.rescan import Rescan
@@ -49,8 +48,7 @@ class Sources:
         tally = self._writer.tally
         for place, (channel, quality) in self._writer.places().items():
             hidden = tally.hidden[place]
-            # A label must be UTF-8: a directory of another name would end every scrape.
-            yield printable(channel), printable(quality), tally.files[place] - hidden, hidden
+            yield channel, quality, tally.files[place] - hidden, hidden
 
     def deliveries(self) -> Iterator[tuple[str, State, int]]:
         for (peer, state), count in list(self._writer.tally.deliveries.items()):

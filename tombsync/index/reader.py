@@ -40,10 +40,11 @@ class HourRow(NamedTuple):
 
 
 class Due(NamedTuple):
-    """A delivery that a pusher may take. `ever_confirmed`: the peer had it once, so its hour is not made again."""
+    """A delivery that a pusher may take. `ever_there`: the peer had it once, so its hour is not made again."""
 
     marker: int
     marked: Marked
+    ever_there: bool
     ever_confirmed: bool
     state: State
     hidden_at_ns: int
@@ -247,14 +248,14 @@ class Reader:
         self, where: str, peer: int, above: int, below: int | None, limit: int, *, source: str = "delivery d"
     ) -> list[Due]:
         rows = self._all(
-            "SELECT m.id, m.hour, m.stem, d.confirmed_at_ns IS NOT NULL, d.state, m.hidden_at_ns"
+            "SELECT m.id, m.hour, m.stem, d.ever_there, d.confirmed_at_ns IS NOT NULL, d.state, m.hidden_at_ns"
             f" FROM {source} JOIN marker m ON m.id = d.marker"
             f" WHERE d.peer = ? AND d.{where} AND d.marker > ? AND d.marker < ? ORDER BY d.marker DESC LIMIT ?",
             (peer, above, below if below is not None else 1 << 62, limit),
         )
         return [
-            Due(marker, Marked(self._hour_of(hour), from_key(stem)), bool(ever), State(state), at)
-            for marker, hour, stem, ever, state, at in rows
+            Due(marker, Marked(self._hour_of(hour), from_key(stem)), bool(there), bool(confirmed), State(state), at)
+            for marker, hour, stem, there, confirmed, state, at in rows
         ]
 
     def oldest_unconfirmed_ns(self, peer: int) -> int | None:

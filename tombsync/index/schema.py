@@ -85,6 +85,7 @@ CREATE TABLE delivery (
     state INTEGER NOT NULL,
     asked_at_ns INTEGER,
     confirmed_at_ns INTEGER,
+    ever_there INTEGER NOT NULL DEFAULT 0,
     detail TEXT,
     PRIMARY KEY (peer, marker)
 ) WITHOUT ROWID;

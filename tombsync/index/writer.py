@@ -16,7 +16,7 @@ from tombsync.index import files
 from tombsync.index.batches import Outcome
 from tombsync.index.schema import HOUR_BITS, IS_HIDDEN, NAME_EXT, NAME_STEM, from_key, hour_id, to_key
 from tombsync.names import Hour, Marked, classify
-from tombsync.plan import State
+from tombsync.plan import THERE_STATES, State
 from tombsync.work import TRANSACTION_ROWS, Batch, Sight, Sighting
 
 _UNFINISHED = ""  # target of a peer whose deliveries are being made or dropped: after a crash both begin again
@@ -225,8 +225,16 @@ class Writer:
             confirmed_at = outcome.asked_at_ns if outcome.state is State.CONFIRMED and outcome.state != before else None
             self.execute(
                 "UPDATE delivery SET state = ?, asked_at_ns = ?, confirmed_at_ns = coalesce(?, confirmed_at_ns),"
-                " detail = nullif(?, '') WHERE peer = ? AND marker = ?",
-                (int(outcome.state), outcome.asked_at_ns, confirmed_at, outcome.detail, peer, outcome.marker),
+                " ever_there = max(ever_there, ?), detail = nullif(?, '') WHERE peer = ? AND marker = ?",
+                (
+                    int(outcome.state),
+                    outcome.asked_at_ns,
+                    confirmed_at,
+                    outcome.state in THERE_STATES,
+                    outcome.detail,
+                    peer,
+                    outcome.marker,
+                ),
             )
             if before != outcome.state:
                 self.tally.deliveries[peer, before] -= 1
