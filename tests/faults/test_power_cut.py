@@ -92,7 +92,6 @@ def test_what_mark_printed_as_done_is_there(plug: Plug, zygote: Zygote, tmp_path
         hour = make_hour(agent.root, f"desertbus/source/2019-11-13T{cut:02d}", segments=BURST)
         os.sync()
         output = tmp_path / "printed"
-        output.touch()
         paths = [str(hour / f"{stem(number)}.ts") for number in range(BURST)]
         life = zygote.start(["mark", *paths, "--config", str(agent.config)], output)
         printed_before = random.randrange(5, BURST // 2)

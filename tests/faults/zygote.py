@@ -108,6 +108,7 @@ class Zygote:
             "calls": fault.numbers if fault else None,
             "constants": dict(constants or {}),
         }
+        output.touch()  # whoever started it may look at once
         pid = listener = None
         with self._lock:
             self._socket.send(json.dumps(request).encode())
@@ -162,10 +163,10 @@ class ForkedAgent(AgentProcess):
         output, told = self.base / f"{name}.out", self.base / f"{name}.err"
         life = self.zygote.start([*arguments, "--config", str(self.config)], output, errors=told, fault=fault)
         code = life.wait(60)
-        texts = [path.read_text(errors="replace") for path in (output, told)]
+        said, warned = output.read_text(errors="replace"), told.read_text(errors="replace")
         output.unlink()
         told.unlink()
-        return code, *texts
+        return code, said, warned
 
 
 # -- the zygote itself -------------------------------------------------------------------------------------------------

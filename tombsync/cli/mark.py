@@ -86,13 +86,13 @@ def mark(paths: tuple[str, ...], place: Place, reason: str, even_if_absent: bool
     """
     settings = place.settings()
     tree = Tree(settings.root)
-    reader = _reader(settings)
+    reader, identity = _index(settings)
     audit = open_audit(settings.node) if os.path.exists(JOURNAL_SOCKET) and not dry_run else None
     results = []
     agent = reader if reader is not None and agent_runs(settings) else None
     try:
         with tree.open_root() as root_fd:
-            _require_known_root(tree, root_fd, reader)
+            _require_known_root(tree, root_fd, identity)
             for path in paths:
                 result = Result(path)
                 try:
@@ -122,16 +122,21 @@ def mark(paths: tuple[str, ...], place: Place, reason: str, even_if_absent: bool
     return exit_code(len(results) - failed, failed)
 
 
-def _reader(settings: Settings) -> Reader | None:
+def _index(settings: Settings) -> tuple[Reader | None, str | None]:
+    """The index, and the identity of the tree that it knows. Marking must work without one, and with a damaged one."""
     try:
-        return open_reader(settings)
-    except errors.TombsyncError:  # marking must work without an index
-        return None
+        reader = open_reader(settings)
+    except errors.TombsyncError:
+        return None, None
+    try:
+        return reader, reader.fact("root")
+    except errors.TombsyncError:
+        reader.close()
+        return None, None
 
 
-def _require_known_root(tree: Tree, root_fd: int, reader: Reader | None) -> None:
+def _require_known_root(tree: Tree, root_fd: int, identity: str | None) -> None:
     """An empty mount point must not swallow a tombstone: where the index names the tree, it has to be that one."""
-    identity = reader.fact("root") if reader is not None else None
     if identity is not None:
         tree.require(root_fd, identity)
     elif not identities(root_fd):
@@ -254,7 +259,11 @@ def _await_hidden(result: Result, reader: Reader) -> bool:
     marked = strict_path(result.segment)
     begun = time.monotonic()
     while time.monotonic() - begun < _HIDDEN_WITHIN_S:
-        if reader.marker(marked) is not None:
+        try:
+            hidden = reader.marker(marked) is not None
+        except errors.TombsyncError:  # the tombstone stands all the same
+            return False
+        if hidden:
             result.hidden_ms = (time.monotonic() - begun) * 1e3
             return True
         time.sleep(_LOOK_S)  # another process's commit is nothing that can be waited for

@@ -2,8 +2,8 @@
 
 The contract, for every kind of peer (tests/contract/test_peer_contract.py runs it on a double and on real servers):
 
-- `connect` makes a session or raises a PeerError within CONNECT_TIMEOUT_S. It sends nothing before the host key was
-  found to be the pinned one.
+- `connect` makes a session or raises a PeerError within CONNECT_TIMEOUT_S, the looking up of the name (10 s at most)
+  not counted. It tells the peer nothing of us before the host key was found to be the pinned one.
 - `submit` starts jobs and never waits for the peer; `collect` returns what was answered since, raising a PeerError
   where the session is over. Each job submitted gets exactly one Answer, unless the session ends first.
 - Nothing on a peer is ever overwritten or removed. A job done twice ends as it did the first time.

@@ -145,8 +145,11 @@ class Rescan:
 
     def loop(self, now: float) -> None:
         """Go on with the running rescan for a slice, or begin what is due, or wait for it."""
-        if not self._believed() or not self._may_begin():
+        if not self._believed():
             self._wait(WAIT_S)
+            return
+        if not self._may_begin():
+            self._wait(_SLICE_S)  # the watcher walks a small tree in a moment, and everything waits for the first rescan
             return
         visitor = self._require_visitor()
         try:
