@@ -91,11 +91,14 @@ class Call(NamedTuple):
 class Fault:
     """What is to happen to the calls of one process. Owned by the test; `seen` and `hit` are written by one thread.
 
-    `names`: calls by name, "creating open" for opens that may create; `under`: only those whose path begins so. The call
-    number `at` is answered with `error`, or ends the process where that is KILL; `times` says for how many in a row.
+    `names`: calls by name, "creating open" for opens that may create; `under`: only those whose path begins so. The
+    call number `at` is answered with `error`, or ends the process where that is KILL; `times` says for how many in a
+    row.
     """
 
-    def __init__(self, names: Collection[str], *, under: Sequence[str], at: int = 0, error: int = KILL, times: int = 1) -> None:
+    def __init__(
+        self, names: Collection[str], *, under: Sequence[str], at: int = 0, error: int = KILL, times: int = 1
+    ) -> None:
         self.names = frozenset(names)
         self.under = tuple(under)
         self.at = at
@@ -115,7 +118,9 @@ class Fault:
 
     def watch(self, listener: int, pid: int) -> None:
         """Answer what a filter's listener tells, in a thread, until the process has ended. Closes the descriptor."""
-        self._thread = threading.Thread(target=self._answer_all, args=(listener, pid), daemon=True, name=f"faults of {pid}")
+        self._thread = threading.Thread(
+            target=self._answer_all, args=(listener, pid), daemon=True, name=f"faults of {pid}"
+        )
         self._thread.start()
 
     def join(self) -> None:
@@ -179,7 +184,10 @@ def install(numbers: Sequence[int]) -> int:
     if libc.prctl(ctypes.c_int(_PR_SET_NO_NEW_PRIVS), ctypes.c_ulong(1), zero, zero, zero) != 0:
         raise OSError(ctypes.get_errno(), "no_new_privs")
     listener: int = libc.syscall(
-        ctypes.c_long(_SECCOMP[platform.machine()]), ctypes.c_uint(_SET_MODE_FILTER), ctypes.c_uint(_NEW_LISTENER), program
+        ctypes.c_long(_SECCOMP[platform.machine()]),
+        ctypes.c_uint(_SET_MODE_FILTER),
+        ctypes.c_uint(_NEW_LISTENER),
+        program,
     )
     if listener < 0:
         raise OSError(ctypes.get_errno(), "seccomp")

@@ -1,7 +1,8 @@
 """SIGKILLs at random moments of a busy run: `python -m tests.faults.random_kills --kills 1000`.
 
-Tombstones are touched and marked, segments arrive, tombstones are removed, rescans are asked for and a peer is delivered
-to, while the agent is killed again and again. After each kill nothing that it ever said is untrue, and nothing that it
+Tombstones are touched and marked, segments arrive, tombstones are removed, rescans are asked for and a peer is
+delivered to, while the agent is killed again and again. After each kill nothing that it ever said is untrue, and
+nothing that it
 ever hid is visible; at the end everything is where it belongs.
 """
 
@@ -64,7 +65,16 @@ class Run:
             raise AssertionError(f"the agent ended by itself with {code}: {self.world.agent.log.read_text()[-2000:]}")
 
     def _actions(self) -> list[Callable[[], None]]:
-        return [self._touch, self._touch, self._touch_absent, self._arrive, self._arrive, self._remove, self._mark, self._rescan]
+        return [
+            self._touch,
+            self._touch,
+            self._touch_absent,
+            self._arrive,
+            self._arrive,
+            self._remove,
+            self._mark,
+            self._rescan,
+        ]
 
     def _new(self) -> str:
         self.next += 1
@@ -120,7 +130,9 @@ class Run:
         self.marks.clear()
 
     def _rescan(self) -> None:
-        self.world.agent.signal(self.random.choice([signal.SIGUSR1, signal.SIGUSR2]) if self._awake() else signal.SIGCONT)
+        self.world.agent.signal(
+            self.random.choice([signal.SIGUSR1, signal.SIGUSR2]) if self._awake() else signal.SIGCONT
+        )
 
     def _awake(self) -> bool:
         """Whether it handles signals already: before, they would end it."""
@@ -141,7 +153,9 @@ class Run:
         """One more life, in which everything comes to its place."""
         agent = self.world.agent
         agent.start()
-        wait_for(lambda: self.world.converges(self.marked, self.hidden), "everything to be in its place", CONVERGED_WITHIN_S)
+        wait_for(
+            lambda: self.world.converges(self.marked, self.hidden), "everything to be in its place", CONVERGED_WITHIN_S
+        )
         visible = {path.rpartition("/")[2].removesuffix(".ts") for path in self.world.data} - self.marked
         wait_for(lambda: self.world.visible() == visible, "the listing to be that of the directory")
         assert agent.stop() == 0
@@ -169,7 +183,9 @@ def main(kills: int, seed: int | None) -> None:
     with tempfile.TemporaryDirectory(prefix="tombsync-kills-") as directory, Zygote() as zygote, Sshd() as server:
         world = World(zygote, server, Path(directory, "world"))
         with world.agent.ending():
-            done = run(world, kills=kills, seed=seed, on_kill=lambda n: click.echo(f"{n} kills") if n % 50 == 0 else None)
+            done = run(
+                world, kills=kills, seed=seed, on_kill=lambda n: click.echo(f"{n} kills") if n % 50 == 0 else None
+            )
     click.echo(
         f"{kills} kills: {len(done.marked)} tombstones hidden and confirmed, {len(done.done)} of them printed by mark;"
         f" {sum(done.told.values())} `hidden` records, {len(world.data)} segments unchanged"

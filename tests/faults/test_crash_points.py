@@ -20,7 +20,7 @@ import click
 import pytest
 
 from tests.faults.calls import CHANGES, Call, Fault, need_injection
-from tests.faults.world import HOUR, World, stem, tombstones
+from tests.faults.world import World, stem, tombstones
 from tests.faults.zygote import Zygote
 from tests.support.sshd import Sshd
 from tests.support.waiting import wait_for
@@ -134,7 +134,9 @@ def test_killed_before_any_of_its_own_changes_the_agent_loses_nothing(
                 killed.append(hit)
     met = [hit for hit in killed if hit is not None]
     with capsys.disabled():
-        click.echo(f"\n{len(met)} points of about {count}: {_summary(met)}" + ("" if EVERY_POINT else f" (seed {seed})"))
+        click.echo(
+            f"\n{len(met)} points of about {count}: {_summary(met)}" + ("" if EVERY_POINT else f" (seed {seed})")
+        )
     assert len(met) > 0.8 * len(points)
     if EVERY_POINT:
         assert {call.name for call in met} >= {"openat", "pwrite64", "write", "ftruncate", "fdatasync", "unlink"}
@@ -172,5 +174,3 @@ def test_killed_before_any_of_its_own_changes_mark_has_promised_nothing_that_is_
         click.echo(f"\n{len(killed)} points: {_summary(killed)}")
     assert {call.name for call in killed} == {"openat", "write", "fsync"}
     assert {call.path for call in killed} >= {str(world.hour), f"{world.hour}/{stem(0)}.tombstone"}
-
-

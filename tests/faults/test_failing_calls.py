@@ -1,7 +1,8 @@
 """Each single call that the agent or `tombsync mark` makes to a file system fails once, in each way that it can.
 
-What has to follow is a retry, or an end that says why in one line; and with the fault over, everything converges. Of the
-many points a normal run takes a sample, another one each time; with CI=true, or with TOMBSYNC_ALL_FAILING_CALLS set, it
+What has to follow is a retry, or an end that says why in one line; and with the fault over, everything converges. Of
+the many points a normal run takes a sample, another one each time; with CI=true, or with TOMBSYNC_ALL_FAILING_CALLS
+set, it
 takes them all.
 """
 

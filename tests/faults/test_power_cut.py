@@ -1,7 +1,7 @@
 """A power cut: the file system stops at once, nothing more reaches the disk, and what was not durable is gone.
 
-EXT4_IOC_SHUTDOWN without a flush of the journal is that, as far as the disk is concerned; mounting again replays what the
-journal had.
+EXT4_IOC_SHUTDOWN without a flush of the journal is that, as far as the disk is concerned; mounting again replays what
+the journal had.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ class Plug:
         self._disk.mount(self.at)
 
     def _loop_devices(self) -> str:
-        listed = subprocess.run([need("losetup"), "-j", str(self._disk.image)], capture_output=True, text=True, check=True)
+        listed = subprocess.run(
+            [need("losetup"), "-j", str(self._disk.image)], capture_output=True, text=True, check=True
+        )
         return listed.stdout
 
 
@@ -114,7 +116,9 @@ def test_what_mark_printed_as_done_is_there(plug: Plug, zygote: Zygote, tmp_path
 
 
 @pytest.mark.timeout(180)
-def test_an_index_that_lost_power_opens_or_is_set_aside_and_converges(plug: Plug, zygote: Zygote, tmp_path: Path) -> None:
+def test_an_index_that_lost_power_opens_or_is_set_aside_and_converges(
+    plug: Plug, zygote: Zygote, tmp_path: Path
+) -> None:
     """Only the state is on the disk that loses power: what was touched is in the tree, and in the end in the index."""
     with Sshd() as server:
         world = World(zygote, server, tmp_path / "node", state_dir=plug.at / "state")
@@ -130,7 +134,9 @@ def test_an_index_that_lost_power_opens_or_is_set_aside_and_converges(plug: Plug
                 world.touch(one)
                 assert stems >= set(world.told("hidden"))
                 # Nothing can be written any more: it says so and goes on trying, or says so and ends.
-                wait_for(lambda: world.agent.records("state-refused") or not world.agent.alive, "the dead disk to be noticed")
+                wait_for(
+                    lambda: world.agent.records("state-refused") or not world.agent.alive, "the dead disk to be noticed"
+                )
                 assert "Traceback" not in world.agent.log.read_text(errors="replace")
                 world.agent.kill()
                 plug.put_in()
@@ -154,7 +160,7 @@ def test_what_a_peer_confirmed_is_there(plug: Plug, zygote: Zygote, tmp_path: Pa
                 world.agent.start()
                 least = random.randrange(1, 60)
                 stems = {stem(100 + number) for number in range(BURST)}
-                for number, one in enumerate(sorted(stems)):
+                for one in sorted(stems):
                     world.touch(one)
                     if len(world.told("delivered")) >= least:
                         break

@@ -1,4 +1,4 @@
-"""The agent is killed at random moments of a busy run; `python -m tests.faults.random_kills` does it a thousand times."""
+"""The agent is killed at random moments of a busy run; `python -m tests.faults.random_kills` does it often."""
 
 from __future__ import annotations
 

@@ -84,7 +84,9 @@ class Zygote:
             )
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._socket.close()  # which ends it
         self._process.wait()
 
@@ -135,7 +137,9 @@ class Zygote:
 class ForkedAgent(AgentProcess):
     """An AgentProcess whose processes come from a zygote; `fault` counts for its next start."""
 
-    def __init__(self, zygote: Zygote, base: Path, *, constants: Mapping[str, object] | None = None, **more: Any) -> None:
+    def __init__(
+        self, zygote: Zygote, base: Path, *, constants: Mapping[str, object] | None = None, **more: Any
+    ) -> None:
         super().__init__(base, **more)
         self.zygote = zygote
         self.constants = dict(constants or {})

@@ -45,7 +45,9 @@ class Rows:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         read = connection.execute
-        places = {place: (channel, quality) for place, channel, quality in read("SELECT id, channel, quality FROM place")}
+        places = {
+            place: (channel, quality) for place, channel, quality in read("SELECT id, channel, quality FROM place")
+        }
         self.places = {place: key for key, place in places.items()}
         self.hours = {
             hour_of(key, places): (mtime_ns if settled else None, files, hidden)
@@ -55,7 +57,8 @@ class Rows:
         for key, stem, ext in read("SELECT hour, stem, ext FROM segment"):
             self.segments.setdefault(hour_of(key, places), []).append((stem, stem + EXTENSION[Kind(ext)]))
         self.markers = {
-            marker: Marked(hour_of(key, places), stem) for marker, key, stem in read("SELECT id, hour, stem FROM marker")
+            marker: Marked(hour_of(key, places), stem)
+            for marker, key, stem in read("SELECT id, hour, stem FROM marker")
         }
         self.hidden: dict[Hour, set[str]] = {}
         for marked in self.markers.values():
@@ -193,6 +196,4 @@ def _check_counts(node: Node, rows: Rows, tally: Tally) -> None:
     }
     for what, (told, true) in counted.items():
         if told != true:  # counters compare missing keys as 0
-            raise Violation(COUNTS, f"{node.name}: {what}: {dict(told)} is told, {dict(true)} is true")
-
-
+            raise Violation(COUNTS, f"{node.name}: {what}: {told} is told, {true} is true")

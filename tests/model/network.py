@@ -11,15 +11,17 @@ from tombsync.peers import REPLY_TIMEOUT_S, Answer, Job, Target
 from tombsync.plan import KEEP_STATES, State
 
 _WINDOW = 3
-_NOTHING_TO_READ = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # sessions are asked again and again: none wakes anybody
+_NOTHING_TO_READ = os.eventfd(
+    0, os.EFD_NONBLOCK | os.EFD_CLOEXEC
+)  # sessions are asked again and again: none wakes anybody
 
 
 class Link:
     """From one node to a peer of it, and the peer's SFTP server, which acts on the peer's tree.
 
     What the machine sets: `up`; `requests_wait`, `answers_wait` (until `move`); `backwards` (answers come in another
-    order). `confirmed`: of what the server has ever said that it stands there durably; `answered`: what it has given any
-    last answer to.
+    order). `confirmed`: of what the server has ever said that it stands there durably; `answered`: what it has given
+    any last answer to.
     """
 
     def __init__(self, name: str, ground: Ground, *, can_sync: bool) -> None:
@@ -152,7 +154,7 @@ class ModelSession:
             while self._answers and not link.answers_wait:
                 self.move(request=False)
         answers, self._arrived = self._arrived, []
-        if answers or link.up and not self.outstanding:
+        if answers or (link.up and not self.outstanding):
             self._pinged, self._heard_at = False, now
         elif self._heard_at is None:
             self._heard_at = now

@@ -165,7 +165,7 @@ class Life:
             beats=Beats(),
             on_death=_raise,
             on_missed=lambda: self.rescan.request(RescanKind.INTERVAL),
-            on_disturbed=lambda hour: self.rescan.request_hour(hour),
+            on_disturbed=lambda hour: self.rescan.request_hour(hour),  # noqa: PLW0108 (made later)
             on_root_disturbed=lambda: None,
         )
         self.rescan = TurnedRescan(
@@ -236,8 +236,8 @@ class Life:
 
 
 class Node:
-    """`life` is None while the agent is down. `committed`: what the index has hidden, and since when; `durable`: what it
-    had at its last checkpoint.
+    """`life` is None while the agent is down. `committed`: what the index has hidden, and since when; `durable`: what
+    it had at its last checkpoint.
     """
 
     def __init__(self, number: int, directory: str, clock: Clock, marked: set[Marked]) -> None:

@@ -24,7 +24,6 @@ EXAMPLES = 300
 FEW_STEPS = 9
 
 
-
 class Pair(Nodes):
     """Two nodes: what a planted bug needs, and no more to shrink."""
 
@@ -121,4 +120,8 @@ def test_the_machine_finds_it(plant: Plant, invariant: str, monkeypatch: pytest.
 def steps_of(failure: BaseException) -> list[str]:
     """The rules of the smallest failing run, as Hypothesis reports it."""
     report = "\n".join(failure.__notes__)
-    return [step for step in re.findall(r"^\s*state\.(.*)$", report, re.MULTILINE) if not step.startswith(("holds", "teardown"))]
+    return [
+        step
+        for step in re.findall(r"^\s*state\.(.*)$", report, re.MULTILINE)
+        if not step.startswith(("holds", "teardown"))
+    ]

@@ -27,7 +27,10 @@ HOURS = (
     Hour(CHANNEL, "source", HOUR_NUMBER + 1),
     Hour(CHANNEL, "chat", HOUR_NUMBER),
 )
-_ROUND_S = (2.2, 59.0)  # listings settle after the first; every interval, wait and backoff but one has passed after both
+_ROUND_S = (
+    2.2,
+    59.0,
+)  # listings settle after the first; every interval, wait and backoff but one has passed after both
 _MOST_ROUNDS = 16
 
 
@@ -177,7 +180,7 @@ class World:
         return Expected(kept, still_open)
 
     def _rest(self) -> None:
-        """Let everybody work until a whole round changed nothing: no record, no tombstone placed, no hour waited for."""
+        """Let everybody work until a whole round changed nothing: no record, no placing, no hour waited for."""
         for _ in range(_MOST_ROUNDS):
             before = self._changes()
             for _, link in self.links:

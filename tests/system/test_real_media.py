@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 from tests.support.agent import AgentProcess, peer_table
@@ -30,7 +31,7 @@ def test_a_marked_segment_of_real_video_is_hidden_on_both_nodes_and_its_data_unt
             (marked,) = json.loads(done.stdout)
             assert marked["outcome"] == "marked" and marked["hides"] == [f"{stems[3]}.ts"]
             for node in (node_a, node_b):
-                wait_for(lambda node=node: node.hidden(path), f"{node.node} to hide it")
+                wait_for(partial(node.hidden, path), f"{node.node} to hide it")
                 listed = node.listing(hour)
                 assert f"{stems[3]}.ts" not in listed
                 assert listed == sorted(f"{stem}.ts" for stem in stems if stem != stems[3])

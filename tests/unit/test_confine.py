@@ -168,7 +168,7 @@ def _outcome(attempt: Callable[[], object]) -> str:
 
 def _try_all(places: Places) -> dict[str, str]:
     """What each attempt came to: `ok` or the name of the errno."""
-    outcomes = {name: _outcome(lambda: attempt(places.hours[name])) for name, attempt in ATTEMPTS.items()}  # noqa: B023
+    outcomes = {name: _outcome(lambda: attempt(places.hours[name])) for name, attempt in ATTEMPTS.items()}
     outcomes["use of the state directory"] = _outcome(lambda: _use_state(places.state))
     outcomes["removing from the inbox"] = _outcome(lambda: _use_inbox(places.inbox))
     outcomes["creating in the inbox"] = _outcome(

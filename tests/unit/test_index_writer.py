@@ -191,9 +191,7 @@ def test_a_name_and_its_bytes_are_two(writer: Writer, reader: Reader) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_each_peer_is_due_for_each_tombstone(
-    count: int, writer: Writer, reader: Reader, peers: dict[str, int]
-) -> None:
+def test_each_peer_is_due_for_each_tombstone(count: int, writer: Writer, reader: Reader, peers: dict[str, int]) -> None:
     stems = [stem_of(number) for number in range(count)]
     assert all(hidden.pushable for hidden in hide(writer, HOUR, *stems))
     for stem in stems:

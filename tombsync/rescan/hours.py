@@ -124,6 +124,7 @@ class HourVisitor:
 
     def _still_known(self, hour: Hour, row: HourRow, digest: bytes, mtime_ns: int, state: PassState) -> None:
         """The entries are those that the rows were made of."""
+        self._missing.pop(hour, None)  # they are there again, under the very inodes that they had
         if row.settled and row.mtime_ns == mtime_ns:
             return
         settled = row.mtime_ns == mtime_ns and state.first_of_process <= row.pass_number <= state.settleable

@@ -149,7 +149,9 @@ class Rescan:
             self._wait(WAIT_S)
             return
         if not self._may_begin():
-            self._wait(_SLICE_S)  # the watcher walks a small tree in a moment, and everything waits for the first rescan
+            self._wait(
+                _SLICE_S
+            )  # the watcher walks a small tree in a moment, and everything waits for the first rescan
             return
         visitor = self._require_visitor()
         try:
