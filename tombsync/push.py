@@ -21,7 +21,7 @@ from tombsync.errors import HostKeyChanged, PeerError
 from tombsync.index import DeliveryOutcomes, Due, Outcome, PeerReport, PeerVerified, Reader
 from tombsync.metrics import Metrics
 from tombsync.names import printable
-from tombsync.peers import Answer, Connector, Job, Session
+from tombsync.peers import Answer, Connector, HostKeyHalt, Job, Session
 from tombsync.plan import State
 from tombsync.work import TRANSACTION_ROWS, WAIT_S, Mailbox
 
@@ -73,7 +73,7 @@ class Pusher:
         self._up_since = 0.0
         self._last_reason = ""
         self._attempt_at = 0.0
-        self._halted_at_ns: int | None = None  # mtime of known_hosts when the host key did not match
+        self._halt = HostKeyHalt(connector.target.known_hosts)
         self._heard_at = 0.0
         # its deliveries
         self._submitted: dict[int, Due] = {}  # and not answered
@@ -134,7 +134,7 @@ class Pusher:
                 self._wait(WAIT_S)
             elif now < self._attempt_at:
                 self._wait(min(WAIT_S, self._attempt_at - now))
-            elif self._key_may_match():
+            elif self._halt.lifted():
                 self._connect(now)
             else:
                 self._wait(WAIT_S)
@@ -178,12 +178,14 @@ class Pusher:
     # -- the session --------------------------------------------------------------------------------------------------
 
     def _connect(self, now: float) -> None:
-        begun, pinned_at_ns = time.monotonic(), self._known_hosts_mtime_ns()
+        begun = time.monotonic()
+        self._halt.look()
         try:
             self._session = self._connector.connect()
         except PeerError as exc:
             if isinstance(exc, HostKeyChanged):
-                self._halted_at_ns = pinned_at_ns
+                self._halt.begin()
+                self._last_reason = ""  # each attempt after a correction is told
             self._fail(exc, now + time.monotonic() - begun)
             return
         if self._stopped:
@@ -223,22 +225,6 @@ class Pusher:
         self._last_reason = exc.reason
         event = Event.HOST_KEY_CHANGED if isinstance(exc, HostKeyChanged) else Event.PEER_DOWN
         self._audit.record(event, f"{exc}. {exc.hint}", peer=self.peer_name, reason=exc.reason)
-
-    def _key_may_match(self) -> bool:
-        """After a wrong host key nothing is tried until a person has changed known_hosts."""
-        if self._halted_at_ns is None:
-            return True
-        if self._known_hosts_mtime_ns() == self._halted_at_ns:
-            return False
-        self._halted_at_ns = None
-        self._last_reason = ""
-        return True
-
-    def _known_hosts_mtime_ns(self) -> int:
-        try:
-            return os.stat(self._connector.target.known_hosts).st_mtime_ns
-        except OSError:
-            return 0
 
     # -- submitting ---------------------------------------------------------------------------------------------------
 

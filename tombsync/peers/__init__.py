@@ -12,7 +12,18 @@ The contract, for every kind of peer (tests/contract/test_peer_contract.py runs 
 """
 
 from tombsync.peers.contract import Answer, Job, Session
+from tombsync.peers.known_hosts import HostKeyHalt
 from tombsync.peers.ssh import CONNECT_TIMEOUT_S, Connector, Target, require_usable
 from tombsync.peers.tree import REPLY_TIMEOUT_S
 
-__all__ = ["CONNECT_TIMEOUT_S", "REPLY_TIMEOUT_S", "Answer", "Connector", "Job", "Session", "Target", "require_usable"]
+__all__ = [
+    "CONNECT_TIMEOUT_S",
+    "REPLY_TIMEOUT_S",
+    "Answer",
+    "Connector",
+    "HostKeyHalt",
+    "Job",
+    "Session",
+    "Target",
+    "require_usable",
+]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hmac
 import logging
+import os
 from base64 import b64decode
 from dataclasses import dataclass
 from hashlib import sha1
@@ -47,6 +48,34 @@ class Pinned:
             raise HostKeyChanged(peer, f"{key.fingerprint} is marked @revoked in known_hosts")
         if (key.get_name(), blob) not in self.keys:
             raise HostKeyChanged(peer, f"it now shows {key.get_name()} {key.fingerprint}")
+
+
+class HostKeyHalt:
+    """After a wrong host key nothing is tried until a person has changed known_hosts. One thread's."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._seen_ns = 0
+        self._halted = False
+
+    def look(self) -> None:
+        """Remember the file as it is before an attempt: a correction during it counts."""
+        self._seen_ns = self._mtime_ns()
+
+    def begin(self) -> None:
+        """The attempt met a wrong key."""
+        self._halted = True
+
+    def lifted(self) -> bool:
+        """Whether an attempt may be made."""
+        self._halted = self._halted and self._mtime_ns() == self._seen_ns
+        return not self._halted
+
+    def _mtime_ns(self) -> int:
+        try:
+            return os.stat(self._path).st_mtime_ns
+        except OSError:
+            return 0
 
 
 def load(path: str, *, peer: str, host: str, port: int) -> Pinned:
