@@ -735,7 +735,7 @@ def test_rescan_by_the_running_agent(tmp_path: Path) -> None:
     agent = AgentProcess(tmp_path)
     make_hour(agent.root, HOUR)
     with agent:
-        assert len(agent.records("rescan-completed")) == 2  # of the start: interval and full
+        wait_for(lambda: len(agent.records("rescan-completed")) == 2)  # of the start: interval and full
         for kind, more in (("interval", ()), ("full", ("--full",))):
             answer = json.loads(agent.run("rescan", "--json", *more).stdout)
             assert (answer["kind"], answer["by"]) == (kind, "agent")
