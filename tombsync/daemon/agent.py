@@ -156,7 +156,7 @@ class Agent:
             self._beats.beat("watch")
             watch.start()
         self._drive(rescan)
-        self._supervise(rescan, audit)
+        self._supervise(rescan, server, audit)
 
     # -- building -----------------------------------------------------------------------------------------------------
 
@@ -240,7 +240,7 @@ class Agent:
         self._drivers.append(driver)
         driver.start()
 
-    def _supervise(self, rescan: Rescan, audit: Audit) -> None:
+    def _supervise(self, rescan: Rescan, server: WebServer, audit: Audit) -> None:
         told_ready = False
         while True:
             self._attention.wait(_LOOK_S)
@@ -248,6 +248,8 @@ class Agent:
                 audit.record(Event.STOPPING, "the agent was asked to stop")
                 return
             self._check_index()
+            if not server.alive:  # it has no beat: whoever asks /healthz gets no answer where it stalls
+                self._died("http", RuntimeError("its thread has ended"))
             self._check_workers(audit)
             if self._root_returned:
                 raise errors.RootReturned(self.settings.root)

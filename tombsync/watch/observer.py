@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
@@ -72,10 +73,13 @@ class Watch:
         """Stop watching; False where a thread is still running."""
         if not self._observer.is_alive():
             return True
-        self._observer.unschedule_all()
-        self._observer.stop()
-        self._observer.join(timeout_s)
-        return not self._observer.is_alive()
+        until = time.monotonic() + timeout_s
+        # watchdog waits without bound for an emitter to end, and one may be stuck in a disk that does not answer.
+        ending = threading.Thread(target=self._observer.stop, name="watch-end", daemon=True)
+        ending.start()
+        ending.join(timeout_s)
+        self._observer.join(max(0.0, until - time.monotonic()))
+        return not (ending.is_alive() or self._observer.is_alive())
 
 
 class _Handler(FileSystemEventHandler):
