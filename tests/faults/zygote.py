@@ -163,8 +163,7 @@ class ForkedAgent(AgentProcess):
 
     def command(self, *arguments: str, fault: calls.Fault | None = None) -> tuple[int, str, str]:
         """Run another command on the same settings: its exit code and what it said on stdout and stderr."""
-        name = f"command-{threading.get_ident()}"
-        output, told = self.base / f"{name}.out", self.base / f"{name}.err"
+        output, told = self.base / "command.out", self.base / "command.err"
         life = self.zygote.start([*arguments, "--config", str(self.config)], output, errors=told, fault=fault)
         code = life.wait(60)
         said, warned = output.read_text(errors="replace"), told.read_text(errors="replace")

@@ -45,7 +45,7 @@ class Ground(Tree):
         self._clock = clock
         self._base = base
         self._attic: dict[Hour, HourState] = {}
-        self._births = 0
+        self.births = 0  # tombstones made so far
         os.mkdir(f"{root}.attic")
 
     # -- the agent's own ways, with what follows from them ------------------------------------------------------------
@@ -74,6 +74,10 @@ class Ground(Tree):
         """Whether a tombstone stands."""
         state = self.kept.get(marked.hour)
         return state is not None and marked.stem in state.tombstones
+
+    def birth(self, marked: Marked) -> int:
+        """The number of the making of a tombstone that stands."""
+        return self.kept[marked.hour].tombstones[marked.stem]
 
     def tombstones(self) -> Iterator[tuple[Marked, int]]:
         """Every tombstone that stands, with the number of its making."""
@@ -206,8 +210,8 @@ class Ground(Tree):
             self.events.tell(directory, mask, name)
 
     def _birth(self) -> int:
-        self._births += 1
-        return self._births
+        self.births += 1
+        return self.births
 
 
 def file_state(path: str) -> _FileState:

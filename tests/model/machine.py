@@ -19,6 +19,7 @@ HOUR = st.sampled_from((0, 0, 1, 2))
 STEM = st.sampled_from((0, 0, 1, 2))
 EXTENSION = st.sampled_from(EXTENSIONS)
 PICK = st.integers(0, 8)
+THEN = st.sampled_from(("nothing", "run", "soon", "all", "later"))
 
 CHANGES = ("touch", "remove tombstone", "write", "remove", "remove hour", "move hour", "nothing")
 
@@ -49,57 +50,80 @@ class Nodes(RuleBasedStateMachine):
     def _link(self, number: int) -> tuple[Node, Link]:
         return self.world.links[number % len(self.world.links)]
 
-    # -- people and the archive ---------------------------------------------------------------------------------------
+    # -- people and the archive, and how much time the agents have then -----------------------------------------------
 
-    @rule(node=NODE, hour=HOUR, stem=STEM)
-    def mark(self, node: int, hour: int, stem: int) -> None:
-        self.world.mark(self._node(node), Marked(HOURS[hour], STEMS[stem]))
+    def _then(self, node: Node, then: str) -> None:
+        """`run`: this agent sees it; `soon`: a second later, too; `all`: every agent; `later`: a minute later, too."""
+        if then == "nothing":
+            return
+        nodes = self.world.nodes if then in ("all", "later") else [node]
+        for each in nodes:
+            each.run()
+        if then in ("soon", "later"):
+            self.world.advance(1.1 if then == "soon" else 63.0)
+            for each in nodes:
+                each.run()
 
-    @rule(node=NODE, hour=HOUR, stem=STEM)
-    def touch(self, node: int, hour: int, stem: int) -> None:
-        self.world.touch(self._node(node), Marked(HOURS[hour], STEMS[stem]))
+    @rule(node=NODE, hour=HOUR, stem=STEM, by_command=st.booleans(), then=THEN)
+    def mark(self, node: int, hour: int, stem: int, by_command: bool, then: str) -> None:
+        where, marked = self._node(node), Marked(HOURS[hour], STEMS[stem])
+        if by_command:
+            self.world.mark(where, marked)
+        else:
+            self.world.touch(where, marked)
+        self._then(where, then)
 
-    @rule(node=NODE, pick=PICK)
-    def remove_tombstone(self, node: int, pick: int) -> None:
-        self._remove_tombstone(self._node(node), pick)
+    @rule(node=NODE, then=THEN)
+    def mark_all(self, node: int, then: str) -> None:
+        """Every stem of every hour: more at once than a link takes."""
+        where = self._node(node)
+        for hour in HOURS:
+            for stem in STEMS:
+                self.world.mark(where, Marked(hour, stem))
+        self._then(where, then)
+
+    @rule(node=NODE, pick=PICK, then=THEN)
+    def remove_tombstone(self, node: int, pick: int, then: str) -> None:
+        where = self._node(node)
+        self._remove_tombstone(where, pick)
+        self._then(where, then)
 
     def _remove_tombstone(self, node: Node, pick: int) -> None:
         standing = [marked for marked, _ in node.ground.tombstones()]
         if standing:
             node.ground.remove_tombstone(standing[pick % len(standing)])
 
-    @rule(node=NODE, hour=HOUR, stem=STEM, extension=EXTENSION, there=st.booleans())
-    def segment(self, node: int, hour: int, stem: int, extension: str, there: bool) -> None:
+    @rule(node=NODE, hour=HOUR, stem=STEM, extension=EXTENSION, there=st.booleans(), then=THEN)
+    def segment(self, node: int, hour: int, stem: int, extension: str, there: bool, then: str) -> None:
         """A segment arrives, or is removed."""
-        ground, name = self._node(node).ground, STEMS[stem] + extension
+        where, name = self._node(node), STEMS[stem] + extension
         if there:
-            ground.write(HOURS[hour], name)
+            where.ground.write(HOURS[hour], name)
         else:
-            ground.remove(HOURS[hour], name)
+            where.ground.remove(HOURS[hour], name)
+        self._then(where, then)
 
-    @rule(node=NODE, hour=HOUR, moved=st.booleans())
-    def hour_goes(self, node: int, hour: int, moved: bool) -> None:
+    @rule(node=NODE, hour=HOUR, moved=st.booleans(), then=THEN)
+    def hour_goes(self, node: int, hour: int, moved: bool, then: str) -> None:
         """An hour is removed; or moved out of the tree, or back into it."""
-        ground = self._node(node).ground
+        where = self._node(node)
         if moved:
-            ground.move_hour(HOURS[hour])
+            where.ground.move_hour(HOURS[hour])
         else:
-            ground.remove_hour(HOURS[hour])
+            where.ground.remove_hour(HOURS[hour])
+        self._then(where, then)
 
-    @rule(node=NODE, source=NODE)
-    def backfill(self, node: int, source: int) -> None:
-        self.world.backfill(self._node(node), self._node(source))
+    @rule(node=NODE, source=NODE, then=THEN)
+    def backfill(self, node: int, source: int, then: str) -> None:
+        where = self._node(node)
+        self.world.backfill(where, self._node(source))
+        self._then(where, then)
 
     # -- the agents' turns --------------------------------------------------------------------------------------------
 
     @rule(node=NODE)
     def run(self, node: int) -> None:
         self._node(node).run()
-
-    @rule()
-    def run_all(self) -> None:
-        for node in self.world.nodes:
-            node.run()
 
     @rule(node=NODE, worker=st.sampled_from(("watch", "intake", "rescan")), count=st.integers(1, 4))
     def turns(self, node: int, worker: str, count: int) -> None:
@@ -171,15 +195,19 @@ class Nodes(RuleBasedStateMachine):
         """A link goes down or up again."""
         self._link(link)[1].up = up
 
-    @rule(link=LINK, acted=st.booleans())
-    def broken_push(self, link: int, acted: bool) -> None:
-        """A session ends before any answer came; the server has acted on the requests, or not (yet: see `late`)."""
+    @rule(link=LINK, acted=st.sampled_from(("never", "late", "at once")))
+    def broken_push(self, link: int, acted: str) -> None:
+        """A session ends before any answer came; the server has acted on the requests, or may still do it (`late`)."""
         node, found = self._link(link)
-        found.requests_wait, found.answers_wait = not acted, acted
+        node.read_events()
+        node.commit_all()
+        found.requests_wait, found.answers_wait = acted != "at once", acted == "at once"
         for _ in range(3):
             node.push(found.target.name)
         found.cut()
         found.requests_wait = found.answers_wait = False
+        if acted == "never":
+            found.late.clear()
 
     @rule(link=LINK)
     def late(self, link: int) -> None:
@@ -210,9 +238,12 @@ class Nodes(RuleBasedStateMachine):
         if what != "crash":
             where.start()
 
-    @rule(seconds=st.sampled_from((61.0, 2.2, 1.1, 10.5, 700.0, 0.03)))
-    def advance(self, seconds: float) -> None:
+    @rule(seconds=st.sampled_from((63.0, 2.2, 1.1, 10.5, 700.0)), run=st.booleans())
+    def advance(self, seconds: float, run: bool) -> None:
         self.world.advance(seconds)
+        if run:
+            for node in self.world.nodes:
+                node.run()
 
     @rule(node=NODE, hours=st.sampled_from((-1, 1)))
     def jump(self, node: int, hours: int) -> None:

@@ -34,7 +34,7 @@ from tombsync.work import Batch, Beats, Mailbox, Sighting
 
 INTERVAL_S = 45.0
 FULL_INTERVAL_S = 400.0
-VERIFY_INTERVAL_S = 50.0
+VERIFY_INTERVAL_S = 120.0  # longer than a vanished tombstone is waited for, as always
 _MOST_TURNS = 2_000  # until something rests: more are a livelock
 _METRICS = Metrics()
 _SIDE_FILES = ("", "-wal", "-shm")
@@ -255,6 +255,7 @@ class Node:
         self.ever_marked = marked  # anywhere
         self.committed: dict[Marked, int] = {}
         self.durable: dict[Marked, int] = {}
+        self.births_checked = 0  # the last tombstone that stood at the last check
         self._worked = False  # since the last check
         self._losses = 0  # of events, which nobody was told of
         self._losses_repaired = 0
@@ -500,6 +501,7 @@ class Node:
             check_tree(self)
         if self.life is not None and (self.life.committed() or tree_changed):
             check_index(self)
+        self.births_checked = self.ground.births
 
     def close(self) -> None:
         """End everything."""

@@ -15,7 +15,7 @@ from tombsync.rescan import hours, worker
 from tombsync.watch import emitter, observer
 
 TICK_NS = 20_000  # how far a look at a clock moves time
-FILE_TICK_NS = 40_000_000  # granularity of an mtime; larger than a kernel's, so that changes often share one
+FILE_TICK_NS = 1_000_000_000  # granularity of an mtime, as coarse as SETTLE_S allows for: changes often share one
 # Large enough that a turn of the rescan, which ends after 20 ms, makes one step only.
 RESCAN_TICK_NS = 11_000_000
 START_WALL_NS = 1_573_613_000_000_000_000

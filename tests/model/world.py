@@ -27,10 +27,7 @@ HOURS = (
     Hour(CHANNEL, "source", HOUR_NUMBER + 1),
     Hour(CHANNEL, "chat", HOUR_NUMBER),
 )
-_ROUND_S = (
-    2.2,
-    59.0,
-)  # listings settle after the first; every interval, wait and backoff but one has passed after both
+_ROUND_S = (63.0, 65.0)  # after each a wait of a minute has ended, after both a verify
 _MOST_ROUNDS = 16
 
 

@@ -351,7 +351,7 @@ def test_a_mistaken_name_hides_nothing_and_the_right_one_is_told(watching: Watch
     watching.settle()
     assert not watching.hides(hour, stem)
     assert watching.listing(hour) == [f"{stem}.ts"]
-    (told,) = watching.records.of("mistaken-name")
+    (told,) = wait_for(lambda: watching.records.of("mistaken-name"), "it to be told")
     assert told["MESSAGE"].endswith(f"the tombstone of that segment is {stem}.tombstone")
     assert told["TOMBSYNC_HOUR"] == "2019-11-13T02"
 
