@@ -222,8 +222,6 @@ class HourEmitter(EventEmitter):
                 self._drop((*parts, name))
         elif mask & flags.ISDIR and mask & _LEFT and is_hour(name):
             self._changes.disturbed.add(Hour(parts[0], parts[1], hour_number(name)))
-            if mask & flags.MOVED_FROM:
-                self._drop_hour(Hour(parts[0], parts[1], hour_number(name)))
 
     def _drop(self, parts: tuple[str, ...]) -> None:
         """A channel or quality was moved away: watches on it and below it would speak for the wrong path."""
@@ -234,14 +232,6 @@ class HourEmitter(EventEmitter):
         for wd, packed in enumerate(self._hours):
             if packed != _UNUSED and packed >> _NUMBER_BITS in gone:
                 self._remove(wd)
-
-    def _drop_hour(self, hour: Hour) -> None:
-        """An hour was moved away. Its own event may never come: adding a watch looks the path up first, and a move in
-        between leaves a watch on a directory that is elsewhere already.
-        """
-        packed = self._packed(hour)
-        while packed in self._hours:
-            self._remove(self._hours.index(packed))
 
     # -- directories --------------------------------------------------------------------------------------------------
 
@@ -322,7 +312,7 @@ class HourEmitter(EventEmitter):
             return _Watched.ALREADY if before == parts else _Watched.NEWLY
         if wd >= len(self._hours):
             self._hours.extend([_UNUSED] * (wd + 1 - len(self._hours)))
-        packed = self._packed(Hour(parts[0], parts[1], hour_number(parts[2])))
+        packed = self._place_number(parts[0], parts[1]) << _NUMBER_BITS | hour_number(parts[2])
         known, self._hours[wd] = self._hours[wd], packed
         self.watches += known == _UNUSED
         return _Watched.ALREADY if known == packed else _Watched.NEWLY
@@ -369,9 +359,6 @@ class HourEmitter(EventEmitter):
         elif 0 <= wd < len(self._hours) and self._hours[wd] != _UNUSED:
             self._hours[wd] = _UNUSED
             self.watches -= 1
-
-    def _packed(self, hour: Hour) -> int:
-        return self._place_number(hour.channel, hour.quality) << _NUMBER_BITS | hour.number
 
     def _place_number(self, channel: str, quality: str) -> int:
         number = self._place_numbers.get((channel, quality))
