@@ -27,7 +27,6 @@ import pytest
 KILL = -1  # as a Fault's `error`
 
 _MACHINES = ("x86_64", "aarch64")
-_NONE = (None, None)
 # name: numbers on each machine (None: that one has no such call), the argument that is a descriptor or a directory's
 # descriptor, the argument that is a path. Where a call has two paths, the one that appears or goes.
 _CALLS: dict[str, tuple[tuple[int | None, ...], int | None, int | None]] = {

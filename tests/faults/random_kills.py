@@ -130,13 +130,8 @@ class Run:
         self.marks.clear()
 
     def _rescan(self) -> None:
-        self.world.agent.signal(
-            self.random.choice([signal.SIGUSR1, signal.SIGUSR2]) if self._awake() else signal.SIGCONT
-        )
-
-    def _awake(self) -> bool:
-        """Whether it handles signals already: before, they would end it."""
-        return bool(self.world.agent.records("started"))
+        if self.world.agent.records("started"):  # before, a signal would end it
+            self.world.agent.signal(self.random.choice([signal.SIGUSR1, signal.SIGUSR2]))
 
     def check(self) -> None:
         """Nothing that was said is untrue, and nothing that was hidden is visible."""

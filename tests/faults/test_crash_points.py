@@ -29,7 +29,7 @@ EVERY_POINT = os.environ.get("CI") == "true" or "TOMBSYNC_ALL_CRASH_POINTS" in o
 SAMPLE = 24  # points of each scenario in a normal run
 WORLDS = 4  # lives at once: most of each is waiting
 
-KNOWN, VANISHED, TOUCHED, ABSENT, MARKED, VISIBLE = stem(0), stem(1), (stem(2), stem(3)), stem(20), stem(4), stem(5)
+KNOWN, VANISHED, TOUCHED, ABSENT, MARKED = stem(0), stem(1), (stem(2), stem(3)), stem(20), stem(4)
 
 
 class Scenario:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 STAYS_HIDDEN = "I1"
 CONVERGES = "I2"
+PUSHED = "I2, at rest"
 NOTHING_ELSE = "I3"
 DATA_UNTOUCHED = "I4"
 RESCAN_HIDES = "I5, after a rescan"
@@ -28,8 +29,7 @@ CONFIRMED_WAS_SEEN = "I5, confirmed"
 TRUSTED_IS_RIGHT = "trusted listing"
 COUNTS = "counts"
 RESTS = "rest"
-
-_CLEAN_MARGIN_NS = 1_000_000
+PUT_BACK = "put back"
 
 
 class Violation(AssertionError):
@@ -122,12 +122,8 @@ def _check_committed(node: Node, rows: Rows) -> None:
             if ground.birth(marked) > node.births_checked:
                 continue  # made by somebody else since then
             raise Violation(STAYS_HIDDEN, f"{node.name}: {marked.path} was forgotten while its tombstone stands")
-        if marked.hour in ground.kept:
-            gone_ns = ground.longest_gone_ns[marked.hour]
-        else:
-            gone_ns = node.clock.now_ns - ground.gone_since_ns[marked.hour]
-        if gone_ns < PUT_BACK_AFTER_S * 1e9 - _CLEAN_MARGIN_NS:
-            text = f"{node.name}: {marked.path} was forgotten although its hour was gone for {gone_ns / 1e9:.3f} s only"
+        if not node.long_gone(marked.hour, ground.went_ns.get(marked.hour, ())):
+            text = f"{node.name}: {marked.path} was forgotten before its hour was gone for {PUT_BACK_AFTER_S:.0f} s"
             raise Violation(STAYS_HIDDEN, text)
         for name, link in node.links.items():
             if marked not in link.answered:

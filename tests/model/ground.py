@@ -30,7 +30,8 @@ class HourState:
 class Ground(Tree):
     """What is changed in here gets a simulated mtime, and its events go to `events`, the agent's inotify if it runs.
 
-    `at` is called where something else may happen in the middle of the agent's work.
+    `at` is called where something else may happen in the middle of the agent's work, and `put_back` when the agent puts a
+    tombstone back.
     """
 
     def __init__(self, root: str, clock: Clock, base: Timebase) -> None:
@@ -38,10 +39,11 @@ class Ground(Tree):
         super().__init__(root)
         self.events: Inotify | None = None
         self.at: Callable[[str], None] = lambda point: None
+        self.put_back: Callable[[Marked], None] = lambda marked: None
         self.changed = True
         self.kept: dict[Hour, HourState] = {}
-        self.gone_since_ns: dict[Hour, int] = {}
-        self.longest_gone_ns: dict[Hour, int] = {}  # of an hour that is there: how long it was gone before
+        self.came_ns: dict[Hour, list[int]] = {}
+        self.went_ns: dict[Hour | Marked, list[int]] = {}
         self._clock = clock
         self._base = base
         self._attic: dict[Hour, HourState] = {}
@@ -57,6 +59,8 @@ class Ground(Tree):
     def place(self, root_fd: int, marked: Marked, note: bytes = b"") -> bool:
         made = super().place(root_fd, marked, note)
         if made:
+            if not note:  # else it is a person's command
+                self.put_back(marked)
             self._stands(marked)
         return made
 
@@ -78,6 +82,10 @@ class Ground(Tree):
     def birth(self, marked: Marked) -> int:
         """The number of the making of a tombstone that stands."""
         return self.kept[marked.hour].tombstones[marked.stem]
+
+    def lacks_since_ns(self, marked: Marked) -> int:
+        """Since when a tombstone does not stand in its hour, which does."""
+        return max(self.kept[marked.hour].since_ns, *self.went_ns.get(marked, [0])[-1:])
 
     def tombstones(self) -> Iterator[tuple[Marked, int]]:
         """Every tombstone that stands, with the number of its making."""
@@ -133,6 +141,7 @@ class Ground(Tree):
         """`rm STEM.tombstone`, if it stands."""
         if self.holds(marked):
             del self.kept[marked.hour].tombstones[marked.stem]
+            self.went_ns.setdefault(marked, []).append(self._clock.now_ns)
             self._unlink(marked.hour, tombstone_name(marked.stem))
 
     def remove_hour(self, hour: Hour) -> None:
@@ -191,11 +200,11 @@ class Ground(Tree):
 
     def _came(self, hour: Hour, state: HourState, mask: int) -> None:
         self.kept[hour] = state
-        self.longest_gone_ns[hour] = self._clock.now_ns - self.gone_since_ns.pop(hour, 0)
+        self.came_ns.setdefault(hour, []).append(self._clock.now_ns)
         self._tell(os.path.dirname(self.path(hour)), mask | flags.ISDIR, hour.text)
 
     def _went(self, hour: Hour, mask: int) -> HourState:
-        self.gone_since_ns[hour] = self._clock.now_ns
+        self.went_ns.setdefault(hour, []).append(self._clock.now_ns)
         self._tell(os.path.dirname(self.path(hour)), mask | flags.ISDIR, hour.text)
         return self.kept.pop(hour)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import sys
+from collections.abc import Callable
+from typing import Any
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -21,7 +24,23 @@ EXTENSION = st.sampled_from(EXTENSIONS)
 PICK = st.integers(0, 8)
 THEN = st.sampled_from(("nothing", "run", "soon", "all", "later"))
 
-CHANGES = ("touch", "remove tombstone", "write", "remove", "remove hour", "move hour", "nothing")
+CHANGE = st.sampled_from(("touch", "remove tombstone", "write", "remove", "remove hour", "move hour", "nothing"))
+
+Step = tuple[str, dict[str, Any]]
+
+
+def step(kind: Callable[..., Any] = rule, /, **arguments: st.SearchStrategy[Any]) -> Callable[[Any], Any]:
+    """A rule whose use is written down, so that a run can be repeated without Hypothesis."""
+
+    def decorate(function: Callable[..., None]) -> Any:
+        @functools.wraps(function)
+        def written_down(self: Nodes, **values: Any) -> None:
+            self.steps.append((function.__name__, values))
+            function(self, **values)
+
+        return kind(**arguments)(written_down)
+
+    return decorate
 
 
 class Nodes(RuleBasedStateMachine):
@@ -30,9 +49,15 @@ class Nodes(RuleBasedStateMachine):
     A rule is chosen as often as any other, so what is rare shares one, and what leads anywhere has one of its own.
     """
 
-    runs = 0  # that converged
+    runs = 0  # that held to their end
+    last: tuple[Step, ...] = ()  # the last run
 
-    @initialize(
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[Step] = []
+
+    @step(
+        initialize,
         nodes=st.sampled_from((2, 3, 2, 3, 4)),
         shape=st.sampled_from(("mesh", "ring", "line")),
         can_sync=st.booleans(),
@@ -64,7 +89,7 @@ class Nodes(RuleBasedStateMachine):
             for each in nodes:
                 each.run()
 
-    @rule(node=NODE, hour=HOUR, stem=STEM, by_command=st.booleans(), then=THEN)
+    @step(node=NODE, hour=HOUR, stem=STEM, by_command=st.booleans(), then=THEN)
     def mark(self, node: int, hour: int, stem: int, by_command: bool, then: str) -> None:
         where, marked = self._node(node), Marked(HOURS[hour], STEMS[stem])
         if by_command:
@@ -73,7 +98,7 @@ class Nodes(RuleBasedStateMachine):
             self.world.touch(where, marked)
         self._then(where, then)
 
-    @rule(node=NODE, then=THEN)
+    @step(node=NODE, then=THEN)
     def mark_all(self, node: int, then: str) -> None:
         """Every stem of every hour: more at once than a link takes."""
         where = self._node(node)
@@ -82,7 +107,7 @@ class Nodes(RuleBasedStateMachine):
                 self.world.mark(where, Marked(hour, stem))
         self._then(where, then)
 
-    @rule(node=NODE, pick=PICK, then=THEN)
+    @step(node=NODE, pick=PICK, then=THEN)
     def remove_tombstone(self, node: int, pick: int, then: str) -> None:
         where = self._node(node)
         self._remove_tombstone(where, pick)
@@ -93,7 +118,7 @@ class Nodes(RuleBasedStateMachine):
         if standing:
             node.ground.remove_tombstone(standing[pick % len(standing)])
 
-    @rule(node=NODE, hour=HOUR, stem=STEM, extension=EXTENSION, there=st.booleans(), then=THEN)
+    @step(node=NODE, hour=HOUR, stem=STEM, extension=EXTENSION, there=st.booleans(), then=THEN)
     def segment(self, node: int, hour: int, stem: int, extension: str, there: bool, then: str) -> None:
         """A segment arrives, or is removed."""
         where, name = self._node(node), STEMS[stem] + extension
@@ -103,7 +128,7 @@ class Nodes(RuleBasedStateMachine):
             where.ground.remove(HOURS[hour], name)
         self._then(where, then)
 
-    @rule(node=NODE, hour=HOUR, moved=st.booleans(), then=THEN)
+    @step(node=NODE, hour=HOUR, moved=st.booleans(), then=THEN)
     def hour_goes(self, node: int, hour: int, moved: bool, then: str) -> None:
         """An hour is removed; or moved out of the tree, or back into it."""
         where = self._node(node)
@@ -113,7 +138,7 @@ class Nodes(RuleBasedStateMachine):
             where.ground.remove_hour(HOURS[hour])
         self._then(where, then)
 
-    @rule(node=NODE, source=NODE, then=THEN)
+    @step(node=NODE, source=NODE, then=THEN)
     def backfill(self, node: int, source: int, then: str) -> None:
         where = self._node(node)
         self.world.backfill(where, self._node(source))
@@ -121,11 +146,11 @@ class Nodes(RuleBasedStateMachine):
 
     # -- the agents' turns --------------------------------------------------------------------------------------------
 
-    @rule(node=NODE)
+    @step(node=NODE)
     def run(self, node: int) -> None:
         self._node(node).run()
 
-    @rule(node=NODE, worker=st.sampled_from(("watch", "intake", "rescan")), count=st.integers(1, 4))
+    @step(node=NODE, worker=st.sampled_from(("watch", "intake", "rescan")), count=st.integers(1, 4))
     def turns(self, node: int, worker: str, count: int) -> None:
         """The watcher reads some events, or another worker takes some turns."""
         where = self._node(node)
@@ -138,24 +163,28 @@ class Nodes(RuleBasedStateMachine):
             else:
                 where.rescan_turn()
 
-    @rule(link=LINK, count=st.integers(1, 4))
+    @step(link=LINK, count=st.integers(1, 4))
     def push(self, link: int, count: int) -> None:
         node, found = self._link(link)
         for _ in range(count):
             node.push(found.target.name)
 
-    @rule(node=NODE, kind=st.sampled_from((RescanKind.INTERVAL, RescanKind.FULL)))
+    @step(node=NODE, kind=st.sampled_from((RescanKind.INTERVAL, RescanKind.FULL)))
     def rescan(self, node: int, kind: RescanKind) -> None:
         self._node(node).rescan(kind)
 
-    @rule(node=NODE, kept=st.integers(0, 2), told=st.booleans())
-    def lose_events(self, node: int, kept: int, told: bool) -> None:
-        self._node(node).lose_events(kept, told=told)
+    @step(node=NODE, change=CHANGE, hour=HOUR, stem=STEM, kept=st.integers(0, 2), told=st.booleans(), then=THEN)
+    def lose_events(self, node: int, change: str, hour: int, stem: int, kept: int, told: bool, then: str) -> None:
+        """Something changes, and the kernel's events are lost, but for the first that wait; the agent is told or not."""
+        where = self._node(node)
+        self._change(where, change, HOURS[hour], STEMS[stem])
+        where.lose_events(kept, told=told)
+        self._then(where, then)
 
-    @rule(
+    @step(
         node=NODE,
         point=st.sampled_from(("before listing", "after listing", "sight")),
-        change=st.sampled_from(CHANGES),
+        change=CHANGE,
         hour=HOUR,
         stem=STEM,
         read=st.booleans(),
@@ -190,12 +219,12 @@ class Nodes(RuleBasedStateMachine):
 
     # -- the network --------------------------------------------------------------------------------------------------
 
-    @rule(link=LINK, up=st.booleans())
+    @step(link=LINK, up=st.booleans())
     def network(self, link: int, up: bool) -> None:
         """A link goes down or up again."""
         self._link(link)[1].up = up
 
-    @rule(link=LINK, acted=st.sampled_from(("never", "late", "at once")))
+    @step(link=LINK, acted=st.sampled_from(("never", "late", "at once")))
     def broken_push(self, link: int, acted: str) -> None:
         """A session ends before any answer came; the server has acted on the requests, or may still do it (`late`)."""
         node, found = self._link(link)
@@ -209,25 +238,25 @@ class Nodes(RuleBasedStateMachine):
         if acted == "never":
             found.late.clear()
 
-    @rule(link=LINK)
+    @step(link=LINK)
     def late(self, link: int) -> None:
         """A server acts on what ended sessions had sent."""
         self._link(link)[1].act_late()
 
-    @rule(link=LINK, what=st.sampled_from(("requests", "answers", "nothing")), backwards=st.booleans())
+    @step(link=LINK, what=st.sampled_from(("requests", "answers", "nothing")), backwards=st.booleans())
     def slow(self, link: int, what: str, backwards: bool) -> None:
         """From now on requests or answers of a link wait on their way, and come in another order."""
         _, found = self._link(link)
         found.requests_wait, found.answers_wait, found.backwards = what == "requests", what == "answers", backwards
 
-    @rule(link=LINK, request=st.booleans())
+    @step(link=LINK, request=st.booleans())
     def move(self, link: int, request: bool) -> None:
         """One request or answer that waits comes to its end."""
         self._link(link)[1].move(request=request)
 
     # -- lives and clocks ---------------------------------------------------------------------------------------------
 
-    @rule(node=NODE, what=st.sampled_from(("restart", "crash", "power cut", "lose index")))
+    @step(node=NODE, what=st.sampled_from(("restart", "crash", "power cut", "lose index")))
     def life(self, node: int, what: str) -> None:
         """The agent starts again, at once or (crash) by a later rule."""
         where = self._node(node)
@@ -238,14 +267,14 @@ class Nodes(RuleBasedStateMachine):
         if what != "crash":
             where.start()
 
-    @rule(seconds=st.sampled_from((63.0, 2.2, 1.1, 10.5, 700.0)), run=st.booleans())
+    @step(seconds=st.sampled_from((63.0, 2.2, 1.1, 10.5, 700.0)), run=st.booleans())
     def advance(self, seconds: float, run: bool) -> None:
         self.world.advance(seconds)
         if run:
             for node in self.world.nodes:
                 node.run()
 
-    @rule(node=NODE, hours=st.sampled_from((-1, 1)))
+    @step(node=NODE, hours=st.sampled_from((-1, 1)))
     def jump(self, node: int, hours: int) -> None:
         """A wall clock is set."""
         self._node(node).base.jump(hours * 3_600_000_000_000)
@@ -260,11 +289,15 @@ class Nodes(RuleBasedStateMachine):
                 node.check()
 
     def teardown(self) -> None:
-        """A run that found nothing has to converge at its end."""
+        self.end(held=sys.exc_info()[0] is None)
+
+    def end(self, *, held: bool) -> None:
+        """End a run; one in which everything held has to converge."""
         if not hasattr(self, "world"):
             return
+        type(self).last = tuple(self.steps)
         try:
-            if sys.exc_info()[0] is None:
+            if held:
                 self.world.converge()
                 type(self).runs += 1
         finally:

@@ -51,6 +51,11 @@ class Link:
     def abort(self) -> None:
         """Nothing waits in here."""
 
+    @property
+    def quick(self) -> bool:
+        """Whether the link has no fault."""
+        return self.up and not (self.requests_wait or self.answers_wait)
+
     # -- faults -------------------------------------------------------------------------------------------------------
 
     def move(self, *, request: bool) -> None:

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import sqlite3
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
-from tests.model.checks import RESCAN_HIDES, RESTS, WATCH_HIDES, Rows, Violation, check_index, check_tree
+from tests.model.checks import (
+    PUSHED,
+    PUT_BACK,
+    RESCAN_HIDES,
+    RESTS,
+    WATCH_HIDES,
+    Rows,
+    Violation,
+    check_index,
+    check_tree,
+)
 from tests.model.events import ALL, Inotify
 from tests.model.ground import Ground
 from tests.model.network import Link
-from tests.model.simulated import RESCAN_TICK_NS, TICK_NS, Clock, Timebase
+from tests.model.simulated import MANY_STEPS_NS, ONE_STEP_NS, TICK_NS, Clock, Timebase
 from tombsync.audit import Audit, Event
 from tombsync.daemon.parts import believe_root, open_index
 from tombsync.index import Checkpointer, Reader, Writer
@@ -23,7 +34,7 @@ from tombsync.intake import Intake
 from tombsync.metrics import Metrics
 from tombsync.names import Hour, Marked
 from tombsync.peers import Connector
-from tombsync.plan import KEEP_STATES
+from tombsync.plan import KEEP_STATES, PUT_BACK_AFTER_S, State
 from tombsync.push import Pusher
 from tombsync.rescan import Rescan, RescanKind
 from tombsync.rescan.hours import HourVisitor
@@ -37,14 +48,20 @@ FULL_INTERVAL_S = 400.0
 VERIFY_INTERVAL_S = 120.0  # longer than a vanished tombstone is waited for, as always
 _MOST_TURNS = 2_000  # until something rests: more are a livelock
 _METRICS = Metrics()
+_MINUTE_NS = int(PUT_BACK_AFTER_S * 1e9)
 _SIDE_FILES = ("", "-wal", "-shm")
 
 
 @dataclass(frozen=True)
 class Standing:
-    """The tombstones that stand at a moment, with the number of their making, and how often events were lost before."""
+    """A tree at a moment: hours with the time since when, tombstones with the number of their making, those that vanished
+    with the time of that; and how often events were lost before.
+    """
 
+    at_ns: int
+    hours: dict[Hour, int]
     tombstones: dict[Marked, int]
+    vanished: dict[Marked, int]
     losses: int
 
 
@@ -60,14 +77,11 @@ class Journal(Audit):
 
 
 class TurnedMailbox(Mailbox):
-    """Tells whether the last `take` found something."""
+    """Tells whether it holds anything."""
 
-    took = False
-
-    def take(self, timeout_s: float) -> list[Sighting] | list[Batch]:
-        taken = super().take(timeout_s)
-        self.took = bool(taken)
-        return taken
+    @property
+    def empty(self) -> bool:
+        return not (self._sightings or self._urgent or self._bulk)
 
 
 class TurnedEmitter(HourEmitter):
@@ -146,6 +160,14 @@ class TurnedRescan(Rescan):
             self._reader.close()
 
 
+class TurnedPusher(Pusher):
+    """Tells whether it was woken and has not looked yet."""
+
+    @property
+    def woken(self) -> bool:
+        return self._fresh
+
+
 class Life:
     """One life of an agent, built in the order of daemon.Agent."""
 
@@ -185,10 +207,10 @@ class Life:
             on_missed=self.watch.walk_again,
             accept_lost=lambda: False,
         )
-        keys = self.writer.peer_ids()
+        self.peer_ids = self.writer.peer_ids()
         self.pushers = {
-            name: Pusher(
-                peer=keys[name],
+            name: TurnedPusher(
+                peer=self.peer_ids[name],
                 connector=cast(Connector, link),
                 index_path=path,
                 mailbox=self.mailbox,
@@ -246,6 +268,7 @@ class Node:
         self.base = Timebase(number)
         self.ground = Ground(f"{directory}/{self.name}", clock, self.base)
         self.ground.at = self._at
+        self.ground.put_back = self._was_put_back
         self.ground.adopt(str(uuid.UUID(int=number)))
         os.mkdir(f"{directory}/{self.name}.state")
         self.index_path = f"{directory}/{self.name}.state/index.sqlite"
@@ -257,6 +280,9 @@ class Node:
         self.durable: dict[Marked, int] = {}
         self.births_checked = 0  # the last tombstone that stood at the last check
         self._worked = False  # since the last check
+        self._missed_ns: dict[Marked, tuple[int, int]] = {}  # when a tombstone vanished, and when a rescan found that
+        self._seen_ns: dict[Hour | Marked, int] = {}  # the beginning of the last rescan that saw it stand
+        self._born_ns = 0
         self._losses = 0  # of events, which nobody was told of
         self._losses_repaired = 0
         self._current_inotify = Inotify()
@@ -268,6 +294,7 @@ class Node:
         """Start the agent, if it is down."""
         if self.life is None:
             self._enter()
+            self._born_ns = self.clock.now_ns
             self.life = Life(self)
             self.ground.events = self.life.inotify
 
@@ -279,6 +306,8 @@ class Node:
         for link in self.links.values():
             link.cut()
         self._meanwhile.clear()
+        self._missed_ns.clear()
+        self._seen_ns.clear()
         self.ground.events = None
         life, self.life = self.life, None
         if power_cut:
@@ -333,12 +362,12 @@ class Node:
             self._losses += self.life.inotify.lose(kept, told=told) and not told
 
     def commit(self) -> bool:
-        """The intake writes one transaction; False where there was nothing to write."""
-        if self.life is None:
+        """The intake writes one transaction; False where there is nothing to write."""
+        if self.life is None or self.life.mailbox.empty:
             return False
         self._enter()
         self.life.intake.loop(self.clock.monotonic())
-        return self.life.mailbox.took
+        return True
 
     def commit_all(self) -> bool:
         """The intake writes all there is."""
@@ -349,11 +378,11 @@ class Node:
                 raise Violation(RESTS, f"{self.name}: the intake never rests")
         return count > 0
 
-    def rescan_turn(self) -> None:
-        """One step of a rescan, or what else is due there."""
+    def rescan_turn(self, tick_ns: int = ONE_STEP_NS) -> None:
+        """A slice of a rescan, or what else is due there."""
         if self.life is not None:
             self._enter()
-            self.clock.tick_ns = RESCAN_TICK_NS
+            self.clock.tick_ns = tick_ns
             try:
                 self.life.rescan.loop(self.clock.monotonic())
             finally:
@@ -368,12 +397,12 @@ class Node:
         for _ in range(_MOST_TURNS):
             if not rescan.running:
                 break
-            self.rescan_turn()
+            self.rescan_turn(MANY_STEPS_NS)
             self.commit_all()
         rescan.request(kind)
         ended = rescan.ended
         for _ in range(_MOST_TURNS):
-            self.rescan_turn()
+            self.rescan_turn(MANY_STEPS_NS)
             self.commit_all()
             if rescan.ended > ended:
                 return
@@ -385,8 +414,9 @@ class Node:
             return False
         self._enter()
         steps = self.links[name].steps
-        self.life.pushers[name].loop(self.clock.monotonic())
-        return self.links[name].steps > steps
+        pusher = self.life.pushers[name]
+        pusher.loop(self.clock.monotonic())
+        return self.links[name].steps > steps or (pusher.up and pusher.woken)
 
     def run(self) -> None:
         """All workers, until none has anything to do now."""
@@ -399,7 +429,7 @@ class Node:
                 busy = True
             busy |= self.commit_all()
             if self.life.rescan.due(self._now()):
-                self.rescan_turn()
+                self.rescan_turn(MANY_STEPS_NS)
                 continue
             for name in self.links:
                 while self.push(name):
@@ -408,6 +438,8 @@ class Node:
             busy |= self.commit_all()
             if not busy:
                 self._require_all_hidden()
+                self._require_all_pushed()
+                self._require_put_back()
                 return
         raise Violation(RESTS, f"{self.name} never rests")
 
@@ -452,25 +484,68 @@ class Node:
 
     def standing(self) -> Standing:
         """What a rescan has to find."""
-        return Standing(dict(self.ground.tombstones()), self._losses)
+        hours = {hour: state.since_ns for hour, state in self.ground.kept.items()}
+        tombstones = dict(self.ground.tombstones())
+        return Standing(self.clock.now_ns, hours, tombstones, self._vanished(), self._losses)
 
     def rescan_ended(self, before: Standing) -> None:
         """I5: what stood all the time is hidden now."""
         self._losses_repaired = before.losses
-        for marked, birth in self.ground.tombstones():
-            if before.tombstones.get(marked) == birth:
-                self._require_hidden(marked, RESCAN_HIDES)
-
-    def _require_hidden(self, marked: Marked, invariant: str) -> None:
-        assert self.life is not None
-        if marked.stem not in self.life.reader.markers(marked.hour):
-            raise Violation(invariant, f"{self.name}: {marked.path} stands and is not hidden")
+        for marked, gone_ns in self._vanished().items():
+            if before.vanished.get(marked) == gone_ns:
+                self._missed_ns.setdefault(marked, (gone_ns, self.clock.now_ns))
+        now = self.standing()
+        stood = [marked for marked, birth in now.tombstones.items() if before.tombstones.get(marked) == birth]
+        self._require_hidden(stood, RESCAN_HIDES)
+        stayed = (hour for hour, since_ns in now.hours.items() if before.hours.get(hour) == since_ns)
+        self._seen_ns.update((what, before.at_ns) for what in (*stood, *stayed))
 
     def _require_all_hidden(self) -> None:
         """What stands is hidden when the agent rests, unless the kernel lost events without a word."""
         if self._losses == self._losses_repaired:
-            for marked, _ in self.ground.tombstones():
-                self._require_hidden(marked, WATCH_HIDES)
+            self._require_hidden((marked for marked, _ in self.ground.tombstones()), WATCH_HIDES)
+
+    def _require_hidden(self, standing: Iterable[Marked], invariant: str) -> None:
+        assert self.life is not None
+        for hour, group in itertools.groupby(standing, key=lambda marked: marked.hour):
+            if visible := {marked.stem for marked in group} - self.life.reader.markers(hour).keys():
+                raise Violation(invariant, f"{self.name}: {sorted(visible)} in {hour.path}: marked, and not hidden")
+
+    def _require_all_pushed(self) -> None:
+        """What is due for a peer that can be reached and is quick was pushed when the agent rests."""
+        assert self.life is not None
+        for name, link in self.links.items():
+            if link.quick and self.life.pushers[name].up:
+                pending = self.life.writer.tally.deliveries[self.life.peer_ids[name], State.PENDING]
+                if pending:
+                    raise Violation(PUSHED, f"{self.name}: {pending} deliveries for {name} wait for nothing")
+
+    def _require_put_back(self) -> None:
+        """A vanished tombstone is put back a minute after a rescan found it gone, when the agent rests at the latest."""
+        vanished = self._vanished()
+        self._missed_ns = {m: (gone, found) for m, (gone, found) in self._missed_ns.items() if vanished.get(m) == gone}
+        for marked, (_, found_ns) in self._missed_ns.items():
+            if self.clock.now_ns - found_ns > _MINUTE_NS + 1_000_000_000:
+                raise Violation(PUT_BACK, f"{self.name}: {marked.path} vanished and is not put back")
+
+    def _vanished(self) -> dict[Marked, int]:
+        """Recorded tombstones that do not stand in their hour, and since when."""
+        ground = self.ground
+        lacking = (marked for marked in self.committed if marked.hour in ground.kept and not ground.holds(marked))
+        return {marked: ground.lacks_since_ns(marked) for marked in lacking}
+
+    def _was_put_back(self, marked: Marked) -> None:
+        """`rm -r` of an hour and retention have a minute to do their work."""
+        ground = self.ground
+        if not self.long_gone(marked, (*ground.went_ns.get(marked, ()), *ground.came_ns.get(marked.hour, ()))):
+            raise Violation(PUT_BACK, f"{self.name}: {marked.path} was put back too early")
+
+    def long_gone(self, what: Hour | Marked, went_ns: Iterable[int]) -> bool:
+        """Whether something can have been gone for a minute in the eyes of this agent: it went at one of these times, at
+        least a minute ago, and after the last rescan of this life that saw it.
+        """
+        seen_ns = self._seen_ns.get(what, 0)
+        return any(at > seen_ns and self.clock.now_ns - max(at, self._born_ns) > _MINUTE_NS - 1_000_000 for at in went_ns)
 
     def waits(self) -> bool:
         """Whether time alone will change something: a peer to connect to, a tombstone to put back or to forget.

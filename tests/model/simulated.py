@@ -16,8 +16,9 @@ from tombsync.watch import emitter, observer
 
 TICK_NS = 20_000  # how far a look at a clock moves time
 FILE_TICK_NS = 1_000_000_000  # granularity of an mtime, as coarse as SETTLE_S allows for: changes often share one
-# Large enough that a turn of the rescan, which ends after 20 ms, makes one step only.
-RESCAN_TICK_NS = 11_000_000
+# The same, for a turn of the rescan, which ends after 20 ms.
+ONE_STEP_NS = 11_000_000
+MANY_STEPS_NS = 500_000
 START_WALL_NS = 1_573_613_000_000_000_000
 # Sizes that let a handful of rows take the ways that thousands take: transactions, chunks of hours, bursts, backlogs.
 _SMALL_SIZES: tuple[tuple[Any, str, int], ...] = (
