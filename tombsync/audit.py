@@ -63,6 +63,11 @@ class Event(Enum):
     HOST_KEY_CHANGED = "0bc701e426b54ce9ab91eb734becdcbe", CRITICAL, "a peer shows another host key: it gets nothing"
     PEER_ADDED = "ea2ba4d9e57c44878d3a72af96739090", NOTICE, "a peer was added; every tombstone is due for it"
     PEER_FORGOTTEN = "c1cd9a92acba4b0ab33d7497a3f98466", WARNING, "a peer was removed; what it confirmed is forgotten"
+    LINK_NOT_FOLLOWED = (
+        "3b70b9bedaf1444da3b9ab47cb3f720f",
+        WARNING,
+        "a linked directory in the tree is not looked at",
+    )
     OVERFLOW = "d353c3b41be3463dad8aa02c2185ac60", WARNING, "the kernel dropped file events; a rescan repairs it"
     WATCH_LIMIT = "920249ef95754c2d82459527a5d6e78f", ERROR, "no more watches are allowed; rescans find the rest"
     NETWORK_FILESYSTEM = "c78b434f8fd945c8a423ead4aaf9677d", WARNING, "remote writes to the tree raise no events here"
@@ -294,16 +299,21 @@ class Audit:
             self._condition.wait_for(lambda: self._ended, RETRY_FIRST_S)
 
 
-def open_audit(node: str, *, journal_socket: str = JOURNAL_SOCKET) -> Audit:
-    """The audit of this node, started: to journald where its socket is and else to stderr. To be closed at the end.
+def journald_is_there(journal_socket: str = JOURNAL_SOCKET) -> bool:
+    """Whether records can go to journald."""
+    try:
+        return stat.S_ISSOCK(os.stat(journal_socket).st_mode)
+    except OSError:
+        return False
+
+
+def open_audit(node: str, *, journal: str = "auto", journal_socket: str = JOURNAL_SOCKET) -> Audit:
+    """The audit of this node, started; to be closed at the end. `journal` is the setting: "auto" or "stderr".
 
     It starts a thread, so a process that confines itself does that before.
     """
-    try:
-        is_socket = stat.S_ISSOCK(os.stat(journal_socket).st_mode)
-    except OSError:
-        is_socket = False
-    audit = Audit(node, JournalSink(journal_socket) if is_socket else StderrSink())
+    to_journald = journal == "auto" and journald_is_there(journal_socket)
+    audit = Audit(node, JournalSink(journal_socket) if to_journald else StderrSink())
     audit.start()
     return audit
 

@@ -158,6 +158,8 @@ class Settings(_Table):
     node: _Name = Field(default_factory=socket.gethostname)
     root: _Path = DEFAULT_ROOT
     state_dir: _Path = DEFAULT_STATE_DIR
+    # Where the audit goes: to journald where its socket is, and else to stderr; or to stderr in any case.
+    journal: Annotated[Literal["auto", "stderr"], Field(description='"auto" or "stderr"')] = "auto"
     http: Annotated[HttpSettings, Field(description="a table, written under [http]")] = HttpSettings()
     rescan: Annotated[RescanSettings, Field(description="a table, written under [rescan]")] = RescanSettings()
     # `[[peer]]` in the file. Not strict about the sequence: TOML gives a list, frozen settings keep a tuple.

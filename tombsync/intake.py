@@ -12,9 +12,11 @@ from tombsync.audit import Audit, Event
 from tombsync.errors import StateRefused
 from tombsync.index import Hidden, Writer
 from tombsync.metrics import Metrics
-from tombsync.names import printable
+from tombsync.names import Marked, printable
 from tombsync.tree import Tree
 from tombsync.work import WAIT_S, Batch, Mailbox, Sighting, Source
+
+MISSED_AFTER_S = 1.0  # a rescan can list a tombstone a moment before its event is read
 
 
 class Intake:
@@ -44,11 +46,14 @@ class Intake:
         self._hide_seconds = {source: metrics.hide_seconds.labels(source.value) for source in Source}
         self._stuck: list[Sighting] | list[Batch] = []
         self._told_of_refusal = False
+        self._unwatched: dict[Marked, float] = {}  # first seen by a rescan -> when (monotonic) it counts as missed
         self._stopped = threading.Event()
 
     def loop(self, now: float) -> None:
         """Write one transaction. Raises IndexDamaged."""
         work = self._stuck or self._mailbox.take(WAIT_S)
+        if self._unwatched:
+            self._count_missed(now)
         if not work:
             return
         try:
@@ -73,12 +78,23 @@ class Intake:
 
     def _hide(self, sightings: Sequence[Sighting]) -> None:
         seen = [(sighting, self._tree.sight(sighting.marked)) for sighting in sightings]
-        first = self._writer.hide(seen, time.time_ns())
+        news = self._writer.hide(seen, time.time_ns())
         committed_ns = time.monotonic_ns()
-        if first:
+        if news:
             self._wake_pushers()
-        for hidden in first:
-            self._tell(hidden, committed_ns)
+        if self._unwatched:
+            for sighting in sightings:
+                if sighting.source is Source.WATCH:  # it had only not come to tell
+                    self._unwatched.pop(sighting.marked, None)
+        for hidden in news:
+            if hidden.first:
+                self._tell(hidden, committed_ns)
+
+    def _count_missed(self, now: float) -> None:
+        due = [marked for marked, at in self._unwatched.items() if at <= now]
+        for marked in due:
+            del self._unwatched[marked]
+        self._metrics.missed_by_watch.inc(len(due))
 
     def _tell(self, hidden: Hidden, committed_ns: int) -> None:
         sighting, sight = hidden.sighting, hidden.sight
@@ -88,7 +104,7 @@ class Intake:
             elapsed_s = max(0.0, (time.time_ns() - sight.ctime_ns) / 1e9)
         self._hide_seconds[sighting.source].observe(elapsed_s)
         if sighting.source is Source.RESCAN and self._watch_answers():
-            self._metrics.missed_by_watch.inc()
+            self._unwatched[sighting.marked] = committed_ns / 1e9 + MISSED_AFTER_S
         marked = sighting.marked
         shown = printable(marked.path)
         self._audit.record(

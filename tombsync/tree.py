@@ -196,9 +196,12 @@ class Tree:
             raise TreeRefused(path, os.strerror(exc.errno or 0), exc.errno or 0) from exc
         return made
 
-    def hours(self, root_fd: int, channel: str, quality: str) -> list[str]:
-        """The names of the hour directories of one channel and quality, unsorted; [] where it is no directory."""
-        return [name for name in directory_names(root_fd, channel, quality) if is_hour(name)]
+    def hours(self, root_fd: int, channel: str, quality: str, *, links: list[str] | None = None) -> list[str]:
+        """The names of the hour directories of one channel and quality, unsorted; [] where it is no directory.
+
+        `links` as in `directory_names`.
+        """
+        return [name for name in directory_names(root_fd, channel, quality, links=links) if is_hour(name)]
 
     def places(self, root_fd: int) -> Iterator[tuple[str, str]]:
         """Every CHANNEL/QUALITY pair of directories, symlinks and hidden names left out."""
@@ -263,8 +266,11 @@ def open_below(root_fd: int, *parts: str) -> int:
     return fd
 
 
-def directory_names(root_fd: int, *parts: str) -> list[str]:
-    """The real directories in ROOT/parts, hidden ones left out; [] where there is no such directory."""
+def directory_names(root_fd: int, *parts: str, links: list[str] | None = None) -> list[str]:
+    """The real directories in ROOT/parts, hidden ones left out; [] where there is no such directory.
+
+    Names of links to directories, which are not followed, are added to `links`.
+    """
     try:
         fd = open_below(root_fd, *parts)
     except OSError as exc:
@@ -272,8 +278,16 @@ def directory_names(root_fd: int, *parts: str) -> list[str]:
             return []
         raise
     try:
+        names = []
         with os.scandir(fd) as entries:
-            return [e.name for e in entries if e.name[0] != "." and e.is_dir(follow_symlinks=False)]
+            for entry in entries:
+                if entry.name[0] == ".":
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    names.append(entry.name)
+                elif links is not None and entry.is_symlink() and entry.is_dir():
+                    links.append(entry.name)
+        return names
     finally:
         os.close(fd)
 

@@ -30,8 +30,8 @@ class HourState:
 class Ground(Tree):
     """What is changed in here gets a simulated mtime, and its events go to `events`, the agent's inotify if it runs.
 
-    `at` is called where something else may happen in the middle of the agent's work, and `put_back` when the agent puts a
-    tombstone back.
+    `at` is called where something else may happen in the middle of the agent's work, and `put_back` when the agent puts
+    a tombstone back.
     """
 
     def __init__(self, root: str, clock: Clock, base: Timebase) -> None:

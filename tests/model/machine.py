@@ -175,7 +175,7 @@ class Nodes(RuleBasedStateMachine):
 
     @step(node=NODE, change=CHANGE, hour=HOUR, stem=STEM, kept=st.integers(0, 2), told=st.booleans(), then=THEN)
     def lose_events(self, node: int, change: str, hour: int, stem: int, kept: int, told: bool, then: str) -> None:
-        """Something changes, and the kernel's events are lost, but for the first that wait; the agent is told or not."""
+        """Something changes and the kernel's events are lost, but for the first that wait; the agent is told or not."""
         where = self._node(node)
         self._change(where, change, HOURS[hour], STEMS[stem])
         where.lose_events(kept, told=told)

@@ -41,7 +41,7 @@ from tombsync.rescan.hours import HourVisitor
 from tombsync.tree import Listing
 from tombsync.watch import Watch
 from tombsync.watch.emitter import HourEmitter
-from tombsync.work import Batch, Beats, Mailbox, Sighting
+from tombsync.work import Beats, Mailbox
 
 INTERVAL_S = 45.0
 FULL_INTERVAL_S = 400.0
@@ -54,8 +54,8 @@ _SIDE_FILES = ("", "-wal", "-shm")
 
 @dataclass(frozen=True)
 class Standing:
-    """A tree at a moment: hours with the time since when, tombstones with the number of their making, those that vanished
-    with the time of that; and how often events were lost before.
+    """A tree at a moment: hours with the time since when, tombstones with the number of their making, those that
+    vanished with the time of that; and how often events were lost before.
     """
 
     at_ns: int
@@ -498,7 +498,8 @@ class Node:
         stood = [marked for marked, birth in now.tombstones.items() if before.tombstones.get(marked) == birth]
         self._require_hidden(stood, RESCAN_HIDES)
         stayed = (hour for hour, since_ns in now.hours.items() if before.hours.get(hour) == since_ns)
-        self._seen_ns.update((what, before.at_ns) for what in (*stood, *stayed))
+        seen: list[Hour | Marked] = [*stood, *stayed]
+        self._seen_ns.update((what, before.at_ns) for what in seen)
 
     def _require_all_hidden(self) -> None:
         """What stands is hidden when the agent rests, unless the kernel lost events without a word."""
@@ -521,7 +522,7 @@ class Node:
                     raise Violation(PUSHED, f"{self.name}: {pending} deliveries for {name} wait for nothing")
 
     def _require_put_back(self) -> None:
-        """A vanished tombstone is put back a minute after a rescan found it gone, when the agent rests at the latest."""
+        """A vanished tombstone is put back a minute after a rescan found it gone, at latest when the agent rests."""
         vanished = self._vanished()
         self._missed_ns = {m: (gone, found) for m, (gone, found) in self._missed_ns.items() if vanished.get(m) == gone}
         for marked, (_, found_ns) in self._missed_ns.items():
@@ -541,11 +542,13 @@ class Node:
             raise Violation(PUT_BACK, f"{self.name}: {marked.path} was put back too early")
 
     def long_gone(self, what: Hour | Marked, went_ns: Iterable[int]) -> bool:
-        """Whether something can have been gone for a minute in the eyes of this agent: it went at one of these times, at
-        least a minute ago, and after the last rescan of this life that saw it.
+        """Whether something can have been gone for a minute in the eyes of this agent: it went at one of these times,
+        at least a minute ago, and after the last rescan of this life that saw it.
         """
         seen_ns = self._seen_ns.get(what, 0)
-        return any(at > seen_ns and self.clock.now_ns - max(at, self._born_ns) > _MINUTE_NS - 1_000_000 for at in went_ns)
+        return any(
+            at > seen_ns and self.clock.now_ns - max(at, self._born_ns) > _MINUTE_NS - 1_000_000 for at in went_ns
+        )
 
     def waits(self) -> bool:
         """Whether time alone will change something: a peer to connect to, a tombstone to put back or to forget.

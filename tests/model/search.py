@@ -116,6 +116,12 @@ def _plainer(key: str, value: object) -> Iterator[object]:
 
 def report(runs: int, number: int, steps: int) -> tuple[int, str]:
     """For another process: how many runs held, and what was found, as text."""
-    machine = type("Nodes", (Nodes,), {})
+
+    class Counted(Nodes):
+        """With a count of its own."""
+
+        runs = 0
+
+    machine = Counted
     found = search(machine, runs, number=number, steps=steps)
     return machine.runs, str(found) if found else ""

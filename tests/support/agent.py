@@ -87,7 +87,8 @@ class AgentProcess:
     def write_settings(self, peers: Sequence[str], settings: str = "") -> None:
         """Write the settings file anew; counts from the next start."""
         text = (
-            f'node = "{self.node}"\nroot = "{self.root}"\nstate_dir = "{self.state_dir}"\n{settings}\n'
+            f'node = "{self.node}"\nroot = "{self.root}"\nstate_dir = "{self.state_dir}"\n'
+            f'journal = "stderr"\n{settings}\n'
             f'[http]\nlisten = "unix:{self.socket}"\n'
         )
         self.config.write_text(text + "".join(peers))

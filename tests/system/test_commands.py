@@ -166,7 +166,9 @@ class Place:
 
     def write_settings(self, more: str = "") -> None:
         """Write the settings file anew, with more tables."""
-        self.config.write_text(f'node = "node-a"\nroot = "{self.root}"\nstate_dir = "{self.state_dir}"\n{more}')
+        self.config.write_text(
+            f'node = "node-a"\nroot = "{self.root}"\nstate_dir = "{self.state_dir}"\njournal = "stderr"\n{more}'
+        )
 
     def run(
         self,

@@ -438,7 +438,7 @@ def test_no_addresses_to_listen_on(file: Path, text: str) -> None:
         ("[rescan]\ninterval = 5", "rescan.interval", "no such key; did you mean interval_s?"),
         ("[http]\nzzz = 5", "http.zzz", "no such key; here may stand listen"),
         ('[[peer]]\nhost = "b"\nprot = 5', "peer 1 (b): prot", "no such key; did you mean port?"),
-        ('"a\\nb" = 1', "a\\nb", "no such key; here may stand node, root, state_dir, http, rescan, peer"),
+        ('"a\\nb" = 1', "a\\nb", "no such key; here may stand node, root, state_dir, journal, http, rescan, peer"),
     ],
 )
 def test_an_unknown_key_is_told_with_the_nearest_known_one(file: Path, text: str, key: str, allowed: str) -> None:

@@ -141,12 +141,17 @@ class IndexAgainstModel(RuleBasedStateMachine):
         expected = []
         for hour, stem, regular in marks:
             pushable = regular and "\n" not in stem
-            if stem not in self.markers[hour]:
-                expected.append(Marked(hour, stem))
-            if pushable and not self.markers[hour].get(stem):
+            first = stem not in self.markers[hour]
+            due = pushable and not self.markers[hour].get(stem)
+            if first or due:
+                expected.append((Marked(hour, stem), first, pushable))
+            if due:
                 self.deliveries.update({(peer, hour, stem): State.PENDING for peer in self.peers})
             self.markers[hour][stem] = pushable or self.markers[hour].get(stem, False)
-        assert [hidden.sighting.marked for hidden in self.writer.hide(sightings, NOW_NS)] == expected
+        news = self.writer.hide(sightings, NOW_NS)
+        assert [(hidden.sighting.marked, hidden.first, hidden.pushable) for hidden in news] == expected
+        markers = {hidden.marker for hidden in news if hidden.pushable}
+        assert markers <= {row.marker for row in self.reader.marker_rows(limit=len(news))}  # the newest of all
 
     @rule(hour=hours, forgotten=st.lists(stems))
     def forget(self, hour: Hour, forgotten: list[str]) -> None:

@@ -238,11 +238,16 @@ def test_a_name_that_is_not_utf8_is_sent(writer: Writer, reader: Reader, peers: 
 def test_a_file_that_takes_the_place_of_a_directory_becomes_due(
     together: bool, writer: Writer, reader: Reader, peers: dict[str, int]
 ) -> None:
-    hide(writer, HOUR, "one", sight=NO_FILE)
+    (before,) = hide(writer, HOUR, "one", sight=NO_FILE)
+    hide(writer, HOUR, "newer")
     assert hide(writer, HOUR, "one", sight=NO_FILE) == []
     assert states(reader, HOUR, "one") == {}
+    assert [row.marker for row in reader.unpushable(below=None, limit=10)] == [before.marker]
     more = ("two",) if together else ()
-    assert [h.sighting.marked.stem for h in hide(writer, HOUR, "one", *more)] == list(more)
+    news = hide(writer, HOUR, "one", *more)
+    assert [(h.sighting.marked.stem, h.first) for h in news] == [("one", False), *((stem, True) for stem in more)]
+    assert {row.marker for row in reader.marker_rows(limit=len(news))} == {h.marker for h in news}
+    assert reader.unpushable(below=None, limit=10) == []
     assert states(reader, HOUR, "one") == dict.fromkeys(PEERS, State.PENDING)
     answer_all(writer, reader, HOUR, "one", State.CONFIRMED)
     assert hide(writer, HOUR, "one") == []
@@ -262,7 +267,7 @@ def test_becoming_due_is_all_or_nothing(path: str, writer: Writer, reader: Reade
     assert_counts_are_true(path, writer.tally)
     with database(path) as connection:
         connection.execute("DROP TRIGGER refuse")
-    assert hide(writer, HOUR, "one") == []
+    assert [h.first for h in hide(writer, HOUR, "one")] == [False]
     assert states(reader, HOUR, "one") == dict.fromkeys(PEERS, State.PENDING)
 
 

@@ -22,12 +22,12 @@ from tests.support.waiting import wait_for
 from tombsync.audit import Event
 from tombsync.errors import IndexDamaged
 from tombsync.index import DeliveryOutcomes, Facts, Outcome, Reader, SegmentRows, Writer, index_path
-from tombsync.intake import Intake, owner_name
+from tombsync.intake import MISSED_AFTER_S, Intake, owner_name
 from tombsync.metrics import Metrics
 from tombsync.names import Hour, Marked, hour_number
 from tombsync.plan import State
 from tombsync.tree import Tree
-from tombsync.work import TRANSACTION_ROWS, Beats, Driver, Mailbox, Sight, Sighting, Source
+from tombsync.work import TRANSACTION_ROWS, Beats, Driver, Flush, Mailbox, Sight, Sighting, Source
 
 HOUR = Hour("desertbus", "source", hour_number("2019-11-13T02"))
 WAIT_S = 20.0
@@ -74,9 +74,11 @@ class Bench:
         self.mailbox.put_sightings([Sighting(Marked(HOUR, stem), source, read_ns) for stem in stems])
         self.turn()
 
-    def turn(self) -> None:
-        """One turn."""
-        self.intake.loop(time.monotonic())
+    def turn(self, *, later_s: float = 0.0) -> None:
+        """One turn, at a later time if wanted; one with nothing to write does not wait."""
+        if later_s:
+            self.mailbox.put_urgent(Flush())
+        self.intake.loop(time.monotonic() + later_s)
 
     def metric(self, name: str, **labels: str) -> float:
         """One sample; 0 where there is none."""
@@ -206,7 +208,33 @@ def test_a_rescan_that_saw_it_first_counts_against_the_watcher(
     bench.touch("one", "two")
     bench.see("one", "two", source=source)
     bench.see("one", source=Source.RESCAN)
+    assert bench.metric("missed_by_watch_total") == 0  # an event can still come
+    bench.turn(later_s=MISSED_AFTER_S)
     assert bench.metric("missed_by_watch_total") == (2 if watch_answers and source is Source.RESCAN else 0)
+    bench.turn(later_s=MISSED_AFTER_S)
+    assert bench.metric("missed_by_watch_total") == (2 if watch_answers and source is Source.RESCAN else 0)
+
+
+def test_an_event_that_comes_right_after_the_rescan_is_no_miss(bench: Bench) -> None:
+    bench.watch_answers = True
+    bench.touch("one", "two")
+    bench.see("one", "two", source=Source.RESCAN)
+    bench.see("one", source=Source.WATCH)
+    bench.turn(later_s=MISSED_AFTER_S)
+    assert bench.metric("missed_by_watch_total") == 1
+
+
+def test_a_file_in_the_place_of_a_directory_wakes_the_pushers_and_is_not_hidden_again(bench: Bench) -> None:
+    bench.writer.sync_peers({"node-b": "tree://b"})
+    path = bench.hour / "one.tombstone"
+    path.mkdir()
+    bench.see("one")
+    wakes = len(bench.hidden_when_woken)
+    path.rmdir()
+    path.touch()
+    bench.see("one")
+    assert len(bench.hidden_when_woken) == wakes + 1
+    assert len([r for r in bench.journal.records() if r["TOMBSYNC_EVENT"] == "hidden"]) == 1
 
 
 @pytest.mark.parametrize("kind", ["directory", "link", "fifo"])

@@ -518,13 +518,12 @@ def test_what_was_confirmed_once_does_not_make_its_hour_again(world: World) -> N
     assert HOUR.path not in world.peer.look()
 
 
-def test_a_marker_that_can_be_pushed_only_later_is_pushed_within_a_verify_interval(world: World) -> None:
-    """A directory had the tombstone's name and made room for a file: an old marker gets its first delivery."""
-    (row,) = hide(world.writer, HOUR, stem_of(1), sight=NO_FILE)
+def test_a_marker_that_can_be_pushed_only_later_is_pushed_at_once_then(world: World) -> None:
+    """A directory had the tombstone's name and made room for a file."""
+    hide(world.writer, HOUR, stem_of(1), sight=NO_FILE)
     world.deliver(3)
-    world.writer.hide(seen(HOUR, stem_of(1)), time.time_ns())
+    (row,) = world.writer.hide(seen(HOUR, stem_of(1)), time.time_ns())
     assert world.state(row.marker) is State.PENDING
-    world.later(VERIFY_S + 1)
     world.run()
     assert world.state(row.marker) is State.CONFIRMED
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
 import click
 
@@ -46,21 +45,6 @@ def ls(where: str, place: Place, tombstones: bool, as_json: bool) -> None:
         say(name)
 
 
-@dataclass(eq=False)
-class NothingThere(errors.TombsyncError):
-    """A channel, quality or hour was asked for that is not in the tree."""
-
-    where: str
-
-    @property
-    def hint(self) -> str:  # type: ignore[override] # made of the data
-        above = self.where.rpartition("/")[0]
-        return f"`tombsync ls{' ' + above if above else ''}` shows what is there"
-
-    def __str__(self) -> str:
-        return f"{self.where}: there is no such directory in the segment tree"
-
-
 def _parts(where: str, tree: Tree) -> list[str]:
     below = where.removeprefix(tree.root) if f"{where}/".startswith(f"{tree.root}/") else where
     parts = [part for part in below.split("/") if part]
@@ -77,7 +61,7 @@ def _require_there(tree: Tree, parts: list[str]) -> None:
     try:
         os.listdir("/".join([tree.root, *parts]))
     except (FileNotFoundError, NotADirectoryError) as exc:
-        raise NothingThere("/".join(parts)) from exc
+        raise errors.NothingThere("/".join(parts)) from exc
     if not parts:
         warn(f"{tree.root} holds no channel; is it mounted?")
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import click
 
 from tombsync import errors
-from tombsync.audit import JOURNAL_SOCKET, Audit, Event, open_audit
+from tombsync.audit import Audit, Event, journald_is_there, open_audit
 from tombsync.cli.common import (
     Place,
     agent_runs,
@@ -87,7 +87,9 @@ def mark(paths: tuple[str, ...], place: Place, reason: str, even_if_absent: bool
     settings = place.settings()
     tree = Tree(settings.root)
     reader, identity = _index(settings)
-    audit = open_audit(settings.node) if os.path.exists(JOURNAL_SOCKET) and not dry_run else None
+    # Not to stderr: there it would only repeat what the command says, and the agent records the hiding itself.
+    to_journald = settings.journal == "auto" and journald_is_there()
+    audit = open_audit(settings.node) if to_journald and not dry_run else None
     results = []
     agent = reader if reader is not None and agent_runs(settings) else None
     try:

@@ -51,14 +51,6 @@ def find(settings: Settings, name: str) -> PeerSettings:
     raise errors.UnknownPeer(name, tuple(candidate.name for candidate in settings.peers))
 
 
-class PeerTreeMissing(errors.PeerError):
-    """A peer was reached, and its segment tree is not there."""
-
-    reason = "not-served"
-    what = "its segment tree is missing there"
-    hint = "mount it there, or correct this peer's `path`; nothing is delivered until it is there"
-
-
 class Report:
     """How far the way to a peer went."""
 
@@ -117,5 +109,5 @@ def walk(settings: PeerSettings) -> Report:
     report.can_sync = session.can_sync
     session.close()
     if not report.root_there:
-        report.error = PeerTreeMissing(settings.name, settings.path)
+        report.error = errors.PeerTreeMissing(settings.name, settings.path)
     return report

@@ -42,7 +42,7 @@ from tombsync.work import Attention, Beats, Driver, Flush, Mailbox, Worker
 
 log = logging.getLogger(__name__)
 
-STALLED_AFTER_S = 30.0  # no turn of any worker is longer, a connection attempt (15 s) included
+STALLED_AFTER_S = 30.0  # no turn of any worker is longer, a connection attempt (up to 25 s) included
 STOOD_STILL_AFTER_S = 5.0  # without a look: then it was the whole process that was stopped, and no worker's fault
 STOP_TIMEOUT_S = 4.0  # all threads together; what is cut short is done again after the next start
 # A worker in a Python loop holds up every other thread for so long at most (stock: 5 ms). Measured by
@@ -80,7 +80,7 @@ class Agent:
             stack.callback(lock.release)
             tree = Tree(settings.root)
             confinement = self._confine(tree)
-            audit = open_audit(settings.node)
+            audit = open_audit(settings.node, journal=settings.journal)
             stack.callback(audit.close)
             audit.record(Event.STARTED, f"tombsync {__version__} on {settings.node}: {tree.root}", version=__version__)
             _tell_confinement(audit, confinement)

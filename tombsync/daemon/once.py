@@ -24,7 +24,7 @@ def rescan_once(settings: config.Settings, kind: RescanKind, on_progress: Callab
     lock = AgentLock(settings.state_dir)
     with ExitStack() as stack:
         stack.callback(lock.release)
-        audit = open_audit(settings.node)
+        audit = open_audit(settings.node, journal=settings.journal)
         stack.callback(audit.close)
         tree, path = Tree(settings.root), index_path(settings.state_dir)
         writer = open_index(path, audit)
@@ -48,6 +48,8 @@ def rescan_once(settings: config.Settings, kind: RescanKind, on_progress: Callab
         begun = time.monotonic()
         try:
             while kind.value not in rescan.completed:
+                with tree.open_believed(identity):  # else one that goes away half-way would be waited for
+                    pass
                 rescan.loop(time.monotonic())
                 on_progress(rescan.progress)
                 if driver.failure is not None:

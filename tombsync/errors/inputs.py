@@ -31,6 +31,21 @@ class OutsideRoot(TombsyncError):
 
 
 @dataclass(eq=False)
+class NothingThere(TombsyncError):
+    """A channel, quality or hour was asked for that is not in the tree."""
+
+    where: str
+
+    @property
+    def hint(self) -> str:  # type: ignore[override] # made of the data
+        above = self.where.rpartition("/")[0]
+        return f"`tombsync ls{' ' + above if above else ''}` shows what is there"
+
+    def __str__(self) -> str:
+        return f"{self.where}: there is no such directory in the segment tree"
+
+
+@dataclass(eq=False)
 class HidesNothing(TombsyncError):
     """A tombstone that was asked for although no segment here has its stem."""
 

@@ -93,6 +93,14 @@ class SftpRefused(PeerError):
     hint = "the peer's sshd_config needs a global `Subsystem sftp internal-sftp` line"
 
 
+class PeerTreeMissing(PeerError):
+    """A peer was reached, and its segment tree is not there."""
+
+    reason = "not-served"
+    what = "its segment tree is missing there"
+    hint = "mount it there, or correct this peer's `path`; nothing is delivered until it is there"
+
+
 @dataclass(eq=False)
 class UnknownPeer(TombsyncError):
     """A peer was named that the settings do not have."""

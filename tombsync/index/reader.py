@@ -197,6 +197,14 @@ class Reader:
         )
         return [self._marker(row) for row in rows]
 
+    def unpushable(self, *, below: int | None, limit: int) -> list[MarkerRow]:
+        """Recorded tombstones that are not sent to peers, newest first."""
+        rows = self._all(
+            f"SELECT {_MARKER_COLUMNS} FROM marker m WHERE m.pushable = 0 AND m.id < ? ORDER BY m.id DESC LIMIT ?",
+            (below if below is not None else 1 << 62, limit),
+        )
+        return [self._marker(row) for row in rows]
+
     def marker(self, marked: Marked) -> MarkerRow | None:
         """The newest generation of one stem's marker."""
         rows = self._all(

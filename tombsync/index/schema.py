@@ -67,6 +67,7 @@ CREATE TABLE marker (
     owner_uid INTEGER,
     UNIQUE (hour, stem, gen)
 );
+CREATE INDEX marker_unpushable ON marker (id) WHERE pushable = 0;
 
 CREATE TABLE peer (
     id INTEGER PRIMARY KEY AUTOINCREMENT,

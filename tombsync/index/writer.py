@@ -24,12 +24,13 @@ _UNFINISHED = ""  # target of a peer whose deliveries are being made or dropped:
 
 @dataclass(frozen=True, slots=True)
 class Hidden:
-    """A first sighting that was committed. `pushable`: it was made due for every peer."""
+    """What a sighting changed. `pushable`: it was made due for every peer; `first`: it was not hidden before."""
 
     marker: int
     sighting: Sighting
     sight: Sight
     pushable: bool
+    first: bool = True
 
 
 class Tally:
@@ -98,7 +99,8 @@ class Writer:
     # -- hiding -------------------------------------------------------------------------------------------------------
 
     def hide(self, seen: Sequence[tuple[Sighting, Sight]], now_ns: int) -> list[Hidden]:
-        """Record tombstones; at the commit their segments are hidden. Returns the first sightings among them.
+        """Record tombstones; at the commit their segments are hidden. Returns what is new: the first sightings, and
+        those that made an earlier one due for the peers.
 
         One alone is one autocommitted INSERT whose trigger makes the deliveries. `now_ns` is wall time.
         """
@@ -107,17 +109,15 @@ class Writer:
                 if hidden := self._hide(*seen[0], now_ns):
                     self._count_hidden(hidden)
                     return [hidden]
-        first: list[Hidden] = []
+        news: list[Hidden] = []
         with self.transaction():
             for sighting, sight in seen:
-                if hidden := self._hide(sighting, sight, now_ns):
-                    first.append(hidden)
-                else:
-                    self._seen_again(sighting.marked, sight)
+                if hidden := self._hide(sighting, sight, now_ns) or self._seen_again(sighting, sight):
+                    news.append(hidden)
         with files.translated(self.path):
-            for hidden in first:
+            for hidden in news:
                 self._count_hidden(hidden)
-        return first
+        return news
 
     def _hide(self, sighting: Sighting, sight: Sight, now_ns: int) -> Hidden | None:
         marked = sighting.marked
@@ -129,32 +129,39 @@ class Writer:
         )
         return Hidden(cursor.lastrowid or 0, sighting, sight, pushable) if cursor.rowcount == 1 else None
 
-    def _seen_again(self, marked: Marked, sight: Sight) -> None:
-        pushable = _pushable(marked, sight)
-        row = self.execute(
-            "SELECT id, in_tree, pushable FROM marker WHERE hour = ? AND stem = ? AND gen = 0",
-            (self.hour_id(marked.hour), to_key(marked.stem)),
-        ).fetchone()
-        if row is None or (row[1] and (row[2] or not pushable)):
-            return
-        self.execute("UPDATE marker SET in_tree = 1 WHERE id = ?", (row[0],))
-        if pushable and not row[2]:  # a directory or link of this name made room for a file
-            self.execute("UPDATE marker SET pushable = 1 WHERE id = ?", (row[0],))
-            for peer in self._peers:
-                self.execute(
-                    "INSERT OR IGNORE INTO delivery (peer, marker, state) VALUES (?, ?, ?)",
-                    (peer, row[0], int(State.PENDING)),
-                )
-                self.tally.deliveries[peer, State.PENDING] += 1
+    def _seen_again(self, sighting: Sighting, sight: Sight) -> Hidden | None:
+        """One that is recorded; something where a directory or link of its name made room for a file."""
+        hour, stem = self.hour_id(sighting.marked.hour), to_key(sighting.marked.stem)
+        ((marker, in_tree, was_pushable),) = self.execute(
+            "SELECT id, in_tree, pushable FROM marker WHERE hour = ? AND stem = ? AND gen = 0", (hour, stem)
+        )
+        pushable = not was_pushable and _pushable(sighting.marked, sight)
+        if pushable:
+            # Under a new key, as pushers look for what is new above the newest key that they know.
+            (last,) = self.execute(
+                "UPDATE sqlite_sequence SET seq = seq + 1 WHERE name = 'marker' RETURNING seq"
+            ).fetchone()
+            self.execute(
+                "UPDATE marker SET id = ?, pushable = 1, in_tree = 1, ctime_ns = ?, owner_uid = ? WHERE id = ?",
+                (last, sight.ctime_ns, sight.owner_uid, marker),
+            )
+            self.execute(
+                "INSERT INTO delivery (peer, marker, state) SELECT id, ?, ? FROM peer", (last, int(State.PENDING))
+            )
+            return Hidden(last, sighting, sight, pushable=True, first=False)
+        if not in_tree:
+            self.execute("UPDATE marker SET in_tree = 1 WHERE id = ?", (marker,))
+        return None
 
     def _count_hidden(self, hidden: Hidden) -> None:
-        marked = hidden.sighting.marked
-        hour = self.hour_id(marked.hour)
-        (count,) = self.execute(
-            "SELECT count(*) FROM segment WHERE hour = ? AND stem = ?", (hour, to_key(marked.stem))
-        ).fetchone()
-        self.tally.hidden[hour >> HOUR_BITS] += count
-        self.tally.markers += 1
+        if hidden.first:
+            marked = hidden.sighting.marked
+            hour = self.hour_id(marked.hour)
+            (count,) = self.execute(
+                "SELECT count(*) FROM segment WHERE hour = ? AND stem = ?", (hour, to_key(marked.stem))
+            ).fetchone()
+            self.tally.hidden[hour >> HOUR_BITS] += count
+            self.tally.markers += 1
         if hidden.pushable:
             for peer in self._peers:
                 self.tally.deliveries[peer, State.PENDING] += 1

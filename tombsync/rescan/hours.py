@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tombsync import plan
@@ -85,6 +85,17 @@ class HourVisitor:
                     os.close(fd)
                 return
         self._visit_gone(hour)
+
+    def look_for_files(self) -> Iterator[None]:
+        """Find tombstones that were a directory or a link and are a file now: that changed no name; yields often."""
+        below: int | None = None
+        while rows := self._reader.unpushable(below=below, limit=TRANSACTION_ROWS):
+            below = rows[-1].marker
+            for row in rows:
+                sight = None if row.marked.unsafe else self._tree.sight(row.marked)
+                if sight is not None and sight.regular and sight.ctime_ns is not None:
+                    self._mailbox.put_sightings([Sighting(row.marked, Source.RESCAN, time.monotonic_ns())])
+            yield
 
     def _cannot_read(self, hour: Hour, exc: OSError) -> None:
         if hour not in self._unreadable:

@@ -11,11 +11,13 @@ from tombsync import plan
 from tombsync.audit import Audit, Event
 from tombsync.errors import RootMissing
 from tombsync.index import HourRow, PlaceMount, Reader
-from tombsync.names import Hour, hour_number, hour_text, printable
+from tombsync.names import Hour, hour_number, hour_text, is_hour, printable
 from tombsync.tree import Tree, directory_names, is_own_mount, open_below
 from tombsync.work import Mailbox
 
 log = logging.getLogger(__name__)
+
+_MOST_LINKS_TOLD = 1_000
 
 PlaceName = tuple[str, str]
 
@@ -32,6 +34,7 @@ class Places:
         self._known = reader.places()
         self._lost: set[PlaceName] = set()
         self._unreadable: set[str] = set()
+        self._links: set[str] = set()
 
     def refresh(self) -> None:
         """Read again what the index knows."""
@@ -44,27 +47,33 @@ class Places:
     def names(self) -> list[PlaceName]:
         """The places of the index and those that are there."""
         found = set(self._known)
+        links: list[str] = []
         with self._tree.open_believed(self._identity) as root_fd:
             try:
-                channels = directory_names(root_fd)
+                channels = directory_names(root_fd, links=links)
+                self._tell_links(links)
             except OSError as exc:
                 raise RootMissing(self._tree.root, f"cannot be listed: {exc.strerror}") from exc
             for channel in channels:
                 try:
-                    found.update((channel, quality) for quality in directory_names(root_fd, channel))
+                    links = []
+                    found.update((channel, quality) for quality in directory_names(root_fd, channel, links=links))
+                    self._tell_links(links, channel)
                 except OSError as exc:
                     self._cannot_list(channel, exc)
         return sorted(found)
 
     def hours(self, place: PlaceName) -> array[int] | None:
         """The hours of a place that are there, newest first; None where it cannot be listed, and nothing is known."""
+        links: list[str] = []
         with self._tree.open_believed(self._identity) as root_fd:
             try:
-                names = self._tree.hours(root_fd, *place)
+                names = self._tree.hours(root_fd, *place, links=links)
             except OSError as exc:
                 self._cannot_list("/".join(place), exc)
                 return None
             own_mount = is_own_mount(root_fd, *place)
+        self._tell_links([name for name in links if is_hour(name)], *place)
         if names and own_mount is not None and own_mount != self._was_own_mount(place):
             self._mailbox.put_bulk(PlaceMount(Hour(*place, 0), own_mount))
         return array("q", sorted((hour_number(name) for name in names), reverse=True))
@@ -119,6 +128,15 @@ class Places:
 
     def _was_own_mount(self, place: PlaceName) -> bool:
         return self._known.get(place, (None, False))[1]
+
+    def _tell_links(self, names: Sequence[str], *parts: str) -> None:
+        """A link below ROOT is not followed: what lies behind it is not seen, hidden or delivered. Told once."""
+        for name in names:
+            path = "/".join((*parts, name))
+            if path not in self._links and len(self._links) < _MOST_LINKS_TOLD:
+                self._links.add(path)
+                text = f"{printable(path)} is a link to a directory and not followed: nothing behind it is looked at"
+                self._audit.record(Event.LINK_NOT_FOLLOWED, text)
 
     def _cannot_list(self, path: str, exc: OSError) -> None:
         if path not in self._unreadable:

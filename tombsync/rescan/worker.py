@@ -248,6 +248,7 @@ class Rescan:
             yield from self._settle(visitor, started_ns)
         else:
             yield from self._compare_all(visitor, kind, started_ns)
+            yield from visitor.look_for_files()
         flush = Flush()  # ended means: what was found is in the index
         self._mailbox.put_bulk(flush)
         while not flush.done.wait(_SLICE_S):

@@ -11,7 +11,6 @@ from pathlib import Path
 import click
 
 from tombsync import errors
-from tombsync.audit import JOURNAL_SOCKET
 from tombsync.cli.common import json_option, say, say_json
 from tombsync.cli.demo.patience import DidNotHold, Interrupted, Patience
 from tombsync.cli.demo.report import Report
@@ -92,7 +91,4 @@ def _run(report: Report, screen: Screen, patience: Patience, *, embedded: bool, 
 
 
 def _where(directory: str) -> str:
-    if not directory:
-        return ""
-    journal = " and in `journalctl -t tombsync`" if os.path.exists(JOURNAL_SOCKET) else ""
-    return f"; the logs are in {directory}{journal}"
+    return f"; the logs are in {directory}" if directory else ""

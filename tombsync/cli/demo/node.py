@@ -57,7 +57,7 @@ class Node:
     def write_settings(self, peers: Iterable[Target]) -> None:
         """Write the settings file."""
         tables: list[tuple[str, dict[str, str | int]]] = [
-            ("", {"node": self.name, "root": str(self.root), "state_dir": str(self._state_dir)}),
+            ("", {"node": self.name, "root": str(self.root), "state_dir": str(self._state_dir), "journal": "stderr"}),
             ("[http]", {"listen": f"unix:{self._socket}"}),
         ]
         for peer in peers:
