@@ -32,16 +32,18 @@ class Intake:
         mailbox: Mailbox,
         audit: Audit,
         metrics: Metrics,
-        wake_pushers: Callable[[], None],
+        on_news: Callable[[Sequence[Hidden]], None],
         watch_answers: Callable[[], bool],
     ) -> None:
-        """`watch_answers` tells whether a tombstone seen first by a rescan was missed by the watcher."""
+        """`on_news` is told what is to be delivered, right after its commit; `watch_answers` tells whether a tombstone
+        seen first by a rescan was missed by the watcher.
+        """
         self._tree = tree
         self._writer = writer
         self._mailbox = mailbox
         self._audit = audit
         self._metrics = metrics
-        self._wake_pushers = wake_pushers
+        self._on_news = on_news
         self._watch_answers = watch_answers
         self._hide_seconds = {source: metrics.hide_seconds.labels(source.value) for source in Source}
         self._stuck: list[Sighting] | list[Batch] = []
@@ -81,7 +83,7 @@ class Intake:
         news = self._writer.hide(seen, time.time_ns())
         committed_ns = time.monotonic_ns()
         if news:
-            self._wake_pushers()
+            self._on_news(news)
         if self._unwatched:
             for sighting in sightings:
                 if sighting.source is Source.WATCH:  # it had only not come to tell

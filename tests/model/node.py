@@ -8,7 +8,7 @@ import os
 import shutil
 import sqlite3
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -29,7 +29,7 @@ from tests.model.network import Link
 from tests.model.simulated import MANY_STEPS_NS, ONE_STEP_NS, TICK_NS, Clock, Timebase
 from tombsync.audit import Audit, Event
 from tombsync.daemon.parts import believe_root, open_index
-from tombsync.index import Checkpointer, Reader, Writer
+from tombsync.index import Checkpointer, Hidden, Reader, Writer
 from tombsync.intake import Intake
 from tombsync.metrics import Metrics
 from tombsync.names import Hour, Marked
@@ -163,9 +163,15 @@ class TurnedRescan(Rescan):
 class TurnedPusher(Pusher):
     """Tells whether it was woken and has not looked yet."""
 
-    @property
-    def woken(self) -> bool:
-        return self._fresh
+    woken = False
+
+    def wake(self) -> None:
+        self.woken = True
+        super().wake()
+
+    def loop(self, now: float) -> None:
+        self.woken = False
+        super().loop(now)
 
 
 class Life:
@@ -227,7 +233,7 @@ class Life:
             mailbox=self.mailbox,
             audit=journal,
             metrics=_METRICS,
-            wake_pushers=self._wake_pushers,
+            on_news=self._offer,
             watch_answers=self.rescan.first_done.is_set,
         )
         self.checkpointer = Checkpointer(path)
@@ -242,9 +248,10 @@ class Life:
         before, self._raw_version = self._raw_version, version
         return bool(before != version)
 
-    def _wake_pushers(self) -> None:
+    def _offer(self, news: Sequence[Hidden]) -> None:
+        rows = [hidden.due() for hidden in news if hidden.pushable]
         for pusher in self.pushers.values():
-            pusher.wake()
+            pusher.offer(rows)
 
     def close(self) -> None:
         """What the kernel does at the end of a process, and no more."""

@@ -16,7 +16,7 @@ from tombsync import plan
 from tombsync.errors import PeerError
 from tombsync.index import DeliveryOutcomes, Outcome, reader
 from tombsync.plan import State
-from tombsync.push import Pusher
+from tombsync.push import Pusher, Queue
 
 EXAMPLES = 300
 FEW_STEPS = 7  # the making of the nodes is one of them
@@ -52,16 +52,16 @@ def never_submit_again(monkeypatch: pytest.MonkeyPatch) -> None:
     lose = Pusher._lose
 
     def lose_and_remember(self: Pusher, exc: PeerError, now: float) -> None:
-        submitted = dict(self._submitted)
+        submitted = dict(self._queue._submitted)
         lose(self, exc, now)
-        self._submitted.update(submitted)
+        self._queue._submitted.update(submitted)
 
     monkeypatch.setattr(Pusher, "_lose", lose_and_remember)
 
 
 def never_verify(monkeypatch: pytest.MonkeyPatch) -> None:
     """A peer that lost what it had confirmed is never asked again."""
-    monkeypatch.setattr(Pusher, "_feed_verify", lambda self, session, now: None)
+    monkeypatch.setattr(Queue, "verify", lambda self, room, now: ([], False))
 
 
 def find_only_beside_segments(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +80,7 @@ def confirm_what_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     lose = Pusher._lose
 
     def lose_and_hope(self: Pusher, exc: PeerError, now: float) -> None:
-        hoped = [Outcome(marker, State.CONFIRMED, 0) for marker in self._submitted]
+        hoped = [Outcome(marker, State.CONFIRMED, 0) for marker in self._queue._submitted]
         lose(self, exc, now)
         self._mailbox.put_urgent(DeliveryOutcomes(self._peer, hoped, lambda changed: None))
 

@@ -476,7 +476,7 @@ class Rescanning:
             mailbox=self.mailbox,
             audit=self._audit,
             metrics=self.metrics,
-            wake_pushers=lambda: None,
+            on_news=lambda _: None,
             watch_answers=lambda: False,
         )
         self.rescan = Rescan(

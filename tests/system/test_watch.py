@@ -82,7 +82,7 @@ class Watching:
             mailbox=self.mailbox,
             audit=self._audit,
             metrics=self.metrics,
-            wake_pushers=lambda: None,
+            on_news=lambda _: None,
             watch_answers=lambda: True,
         )
         self.watch = Watch(

@@ -58,7 +58,7 @@ class Bench:
             mailbox=self.mailbox,
             audit=self.journal.audit,
             metrics=self.metrics,
-            wake_pushers=lambda: self.hidden_when_woken.append(self.reader.totals()[3]),
+            on_news=lambda _: self.hidden_when_woken.append(self.reader.totals()[3]),
             watch_answers=lambda: self.watch_answers,
         )
         return self.intake

@@ -103,8 +103,8 @@ class World:
             rows = hide(self.writer, HOUR, *stems, now_ns=time.time_ns() - int(age_s * 1e9))
             markers += [row.marker for row in rows]
             count -= some
-        if wake:
-            self.pusher.wake()
+            if wake:
+                self.pusher.offer([row.due() for row in rows])
         return markers
 
     def turn(self, count: int = 1) -> None:
@@ -524,6 +524,7 @@ def test_a_marker_that_can_be_pushed_only_later_is_pushed_at_once_then(world: Wo
     world.deliver(3)
     (row,) = world.writer.hide(seen(HOUR, stem_of(1)), time.time_ns())
     assert world.state(row.marker) is State.PENDING
+    world.pusher.offer([row.due()])
     world.run()
     assert world.state(row.marker) is State.CONFIRMED
 

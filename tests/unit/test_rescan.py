@@ -124,7 +124,7 @@ class Bench:
             mailbox=self.mailbox,
             audit=self.journal.audit,
             metrics=self.metrics,
-            wake_pushers=lambda: None,
+            on_news=lambda _: None,
             watch_answers=self.rescan.first_done.is_set,
         )
 

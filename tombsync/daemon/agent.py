@@ -12,7 +12,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from types import FrameType
 
@@ -29,7 +29,7 @@ from tombsync.daemon.parts import (
 )
 from tombsync.daemon.sources import Sources, describe
 from tombsync.guard import RootGuard
-from tombsync.index import AgentLock, Checkpointer, Writer, index_path, note_damage
+from tombsync.index import AgentLock, Checkpointer, Hidden, Writer, index_path, note_damage
 from tombsync.intake import Intake
 from tombsync.metrics import Metrics
 from tombsync.peers import Connector
@@ -129,7 +129,7 @@ class Agent:
             mailbox=mailbox,
             audit=audit,
             metrics=metrics,
-            wake_pushers=self._wake_pushers,
+            on_news=self._offer,
             watch_answers=rescan.first_done.is_set,
         )
         self._make_pushers(writer, path, mailbox, audit, metrics, guard.believed)
@@ -297,9 +297,10 @@ class Agent:
         self._root_returned = True
         self._attention.set()
 
-    def _wake_pushers(self) -> None:
-        for pusher in self._pushers:
-            pusher.wake()
+    def _offer(self, news: Sequence[Hidden]) -> None:
+        if rows := [hidden.due() for hidden in news if hidden.pushable]:
+            for pusher in self._pushers:
+                pusher.offer(rows)
 
     def stop(self) -> None:
         """End `run`; safe in a signal handler and from any thread."""

@@ -41,7 +41,7 @@ def rescan_once(settings: config.Settings, kind: RescanKind, on_progress: Callab
         )  # fmt: skip
         intake = Intake(
             tree=tree, writer=writer, mailbox=mailbox, audit=audit, metrics=metrics,
-            wake_pushers=lambda: None, watch_answers=lambda: False,
+            on_news=lambda _: None, watch_answers=lambda: False,
         )  # fmt: skip
         driver = Driver(intake, beats, lambda: None)
         driver.start()

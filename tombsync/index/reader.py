@@ -21,6 +21,7 @@ from tombsync.index.schema import (
 )
 from tombsync.names import EXTENSION, Hour, Kind, Marked, tombstone_name
 from tombsync.plan import LAST_DUE, UNCONFIRMED_STATES, State
+from tombsync.work import Source
 
 _UNCONFIRMED = ",".join(str(int(state)) for state in UNCONFIRMED_STATES)
 _HOUR_COLUMNS = "id, mtime_ns, digest, pass, settled, edits, files"
@@ -48,6 +49,7 @@ class Due(NamedTuple):
     ever_confirmed: bool
     state: State
     hidden_at_ns: int
+    source: Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,14 +258,23 @@ class Reader:
         self, where: str, peer: int, above: int, below: int | None, limit: int, *, source: str = "delivery d"
     ) -> list[Due]:
         rows = self._all(
-            "SELECT m.id, m.hour, m.stem, d.ever_there, d.confirmed_at_ns IS NOT NULL, d.state, m.hidden_at_ns"
+            "SELECT m.id, m.hour, m.stem, d.ever_there, d.confirmed_at_ns IS NOT NULL, d.state, m.hidden_at_ns,"
+            " m.source"
             f" FROM {source} JOIN marker m ON m.id = d.marker"
             f" WHERE d.peer = ? AND d.{where} AND d.marker > ? AND d.marker < ? ORDER BY d.marker DESC LIMIT ?",
             (peer, above, below if below is not None else 1 << 62, limit),
         )
         return [
-            Due(marker, Marked(self._hour_of(hour), from_key(stem)), bool(there), bool(confirmed), State(state), at)
-            for marker, hour, stem, there, confirmed, state, at in rows
+            Due(
+                marker,
+                Marked(self._hour_of(hour), from_key(stem)),
+                bool(there),
+                bool(confirmed),
+                State(state),
+                hidden_at_ns,
+                Source(source),
+            )
+            for marker, hour, stem, there, confirmed, state, hidden_at_ns, source in rows
         ]
 
     def oldest_unconfirmed_ns(self, peer: int) -> int | None:

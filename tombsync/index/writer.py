@@ -14,6 +14,7 @@ from typing import Any
 
 from tombsync.index import files
 from tombsync.index.batches import Outcome
+from tombsync.index.reader import Due
 from tombsync.index.schema import HOUR_BITS, IS_HIDDEN, NAME_EXT, NAME_STEM, from_key, hour_id, to_key
 from tombsync.names import Hour, Marked, classify
 from tombsync.plan import THERE_STATES, State
@@ -24,13 +25,19 @@ _UNFINISHED = ""  # target of a peer whose deliveries are being made or dropped:
 
 @dataclass(frozen=True, slots=True)
 class Hidden:
-    """What a sighting changed. `pushable`: it was made due for every peer; `first`: it was not hidden before."""
+    """What a sighting changed at `at_ns` (wall time). `pushable`: due for every peer; `first`: it was not hidden."""
 
     marker: int
     sighting: Sighting
     sight: Sight
     pushable: bool
+    at_ns: int
     first: bool = True
+
+    def due(self) -> Due:
+        """Its delivery, to whichever peer, as it was just made."""
+        there, marked = False, self.sighting.marked
+        return Due(self.marker, marked, there, there, State.PENDING, self.at_ns, self.sighting.source)
 
 
 class Tally:
@@ -112,7 +119,7 @@ class Writer:
         news: list[Hidden] = []
         with self.transaction():
             for sighting, sight in seen:
-                if hidden := self._hide(sighting, sight, now_ns) or self._seen_again(sighting, sight):
+                if hidden := self._hide(sighting, sight, now_ns) or self._seen_again(sighting, sight, now_ns):
                     news.append(hidden)
         with files.translated(self.path):
             for hidden in news:
@@ -127,9 +134,9 @@ class Writer:
             " VALUES (?, ?, ?, ?, ?, ?, ?)",
             (hour, stem, pushable, sighting.source.value, now_ns, sight.ctime_ns, sight.owner_uid),
         )
-        return Hidden(cursor.lastrowid or 0, sighting, sight, pushable) if cursor.rowcount == 1 else None
+        return Hidden(cursor.lastrowid or 0, sighting, sight, pushable, now_ns) if cursor.rowcount == 1 else None
 
-    def _seen_again(self, sighting: Sighting, sight: Sight) -> Hidden | None:
+    def _seen_again(self, sighting: Sighting, sight: Sight, now_ns: int) -> Hidden | None:
         """One that is recorded; something where a directory or link of its name made room for a file."""
         hour, stem = self.hour_id(sighting.marked.hour), to_key(sighting.marked.stem)
         ((marker, in_tree, was_pushable),) = self.execute(
@@ -148,7 +155,7 @@ class Writer:
             self.execute(
                 "INSERT INTO delivery (peer, marker, state) SELECT id, ?, ? FROM peer", (last, int(State.PENDING))
             )
-            return Hidden(last, sighting, sight, pushable=True, first=False)
+            return Hidden(last, sighting, sight, pushable=True, at_ns=now_ns, first=False)
         if not in_tree:
             self.execute("UPDATE marker SET in_tree = 1 WHERE id = ?", (marker,))
         return None

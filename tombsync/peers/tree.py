@@ -59,8 +59,8 @@ class TreeSession:
         self._jobs: dict[Steps, Job] = {}
         self._in_hour: dict[Hour, int] = {}  # jobs in flight by hour
         self._syncs: Syncs[Steps] = Syncs()
+        self._to_close: list[bytes] = []  # handles that are done with
         self.can_sync = False
-        self.root_there = False
         self.root_there = False
         self._most_in_flight = _MOST_IN_FLIGHT
         self.round_trip_s = 0.0
@@ -86,6 +86,7 @@ class TreeSession:
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Start jobs. Raises PeerError."""
+        self._close_handles()
         begun = [(self._deliver(job), job) for job in jobs]
         for steps, job in begun:  # all of them first: each hour's crowd decides how its tombstones are synced
             self._jobs[steps] = job
@@ -105,6 +106,7 @@ class TreeSession:
 
     def collect(self, now: float) -> list[Answer]:
         """Handle what arrived. Raises PeerTimeout, PeerLost, PeerProtocol."""
+        self._close_handles()
         heard = self._receive()
         if heard or not self._waiting:
             self._last_heard = now
@@ -194,9 +196,9 @@ class TreeSession:
             self._syncs.running += 1
             reply = yield (wire.fsync, handle)
             self._syncs.running -= 1
-            self._request(None, (wire.close, handle))
+            self._close_later(handle)
             return self._durability(job, reply, placed=True)
-        self._request(None, (wire.close, handle))
+        self._close_later(handle)
         return (yield from self._synced(job, path, placed=True))
 
     def _found(self, job: Job, path: bytes, mode: int) -> Steps:
@@ -217,7 +219,7 @@ class TreeSession:
             what = "it stands there, and may not be opened to be synced"
             return Answer(job.marker, State.NOT_DURABLE, what, placed=placed)
         reply = yield (wire.fsync, opened.handle)
-        self._request(None, (wire.close, opened.handle))
+        self._close_later(opened.handle)
         return self._durability(job, reply, placed=placed)
 
     def _durability(self, job: Job, reply: wire.Reply, *, placed: bool) -> Answer:
@@ -235,7 +237,7 @@ class TreeSession:
         reply = wire.Reply(opened.code)
         if opened.code == wire.OK:
             reply = yield (wire.fsync, opened.handle)
-            self._request(None, (wire.close, opened.handle))
+            self._close_later(opened.handle)
             reply = reply._replace(handle=opened.handle)
         self._syncs.ended(hour, time.monotonic())
         for steps in members:
@@ -276,6 +278,15 @@ class TreeSession:
         if self._sample is None:
             self._sample = (request, time.monotonic())
         self._out.append(wanted[0](request, *wanted[1:]))
+
+    def _close_later(self, handle: bytes) -> None:
+        """At the next call: first the caller learns what was answered."""
+        self._to_close.append(handle)
+
+    def _close_handles(self) -> None:
+        for handle in self._to_close:
+            self._request(None, (wire.close, handle))
+        self._to_close.clear()
 
     def _path(self, relative: str) -> bytes:
         return self._root + b"/" + os.fsencode(relative)
