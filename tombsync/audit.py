@@ -17,9 +17,11 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import Enum
+from functools import cached_property
+from itertools import islice
 from typing import NamedTuple, Protocol
 
 from logging_journald import JournaldTransport
@@ -32,6 +34,7 @@ QUEUE_RECORDS = 20_000  # 12 MB when full (0.6 kB each): a takedown of three hou
 CLOSE_TIMEOUT_S = 2.0
 RETRY_FIRST_S = 0.05
 RETRY_MAX_S = 5.0  # journald restarts within a second or two; its queue then takes everything at once
+_AT_ONCE = 64  # records written between two looks at the queue
 LINGER_S = 0.02  # after the first record of a burst: delivering goes before putting into words (benchmarks/push.py)
 SEND_TIMEOUT_S = 0.25  # how long one send waits in the kernel for room in journald's queue
 
@@ -90,9 +93,10 @@ class Event(Enum):
     def __init__(self, message_id: str, priority: int, meaning: str) -> None:
         self.message_id = message_id
         self.priority = priority
+        self.priority_text = str(priority)
         self.meaning = meaning
 
-    @property
+    @cached_property
     def word(self) -> str:
         """The value of TOMBSYNC_EVENT."""
         return self.name.lower().replace("_", "-")
@@ -186,6 +190,7 @@ class Audit:
         self._wall = wall
         self._condition = threading.Condition()  # its lock is re-entrant: a signal handler may record, too
         self._queue: deque[_Entry] = deque()  # under the condition, like all below
+        self._finished = 0  # of the oldest in the queue, those that are done with; written by the audit thread
         self._dropped = 0
         self._unreported = 0  # of the dropped, those that no record tells of yet
         self._closing_at: float | None = None  # monotonic: when the thread gives up
@@ -247,47 +252,63 @@ class Audit:
                 self._sink.close()
         with self._condition:
             self._ended = True
-            lost = len(self._queue)
+            lost = max(0, len(self._queue) - self._finished)  # an earlier close may have emptied it
             self._queue.clear()
             self._dropped += lost
         return lost
 
     def _write_all(self) -> None:
         wait_s = RETRY_FIRST_S
-        while (entry := self._next()) is not None:
-            written = False
-            try:
-                self._sink.send(_in_words(self._node, entry))
-                written = True
-            except OSError as error:
-                # A record too large even for the transport's memfd is no fault of journald's.
-                if error.errno != errno.EMSGSIZE:
-                    self._pause(wait_s)
-                    wait_s = min(wait_s * 2, RETRY_MAX_S)
-                    continue
-            except Exception:  # noqa: S110 - what cannot be put into words must not stop the records behind it
-                pass
-            wait_s = RETRY_FIRST_S
-            self._done(entry, written)
+        while entries := self._next():
+            done = lost = 0
+            refused = False
+            for entry in entries:
+                if self._is_late():
+                    break
+                try:
+                    self._sink.send(_in_words(self._node, entry))
+                except OSError as error:
+                    # A record too large even for the transport's memfd is no fault of journald's.
+                    if error.errno != errno.EMSGSIZE:
+                        refused = True
+                        break
+                    lost += 1
+                except Exception:  # what cannot be put into words must not stop the records behind it
+                    lost += 1
+                done += 1
+                self._finished = done
+            self._done(entries[:done], lost)
+            if refused:
+                self._pause(wait_s)
+                wait_s = min(wait_s * 2, RETRY_MAX_S)
+            else:
+                wait_s = RETRY_FIRST_S
 
-    def _next(self) -> _Entry | None:
-        """The oldest entry, which stays queued until it is written; waits for one. None when the thread is to end."""
+    def _next(self) -> list[_Entry]:
+        """The oldest entries, which stay queued until they are written; waits for one. [] when the thread is to end."""
         with self._condition:
             if not self._queue:
                 self._condition.wait_for(lambda: self._queue or self._closing_at is not None)
                 self._condition.wait_for(lambda: self._closing_at is not None, LINGER_S)
-            late = self._closing_at is not None and time.monotonic() >= self._closing_at
-            return self._queue[0] if self._queue and not late else None
+            return [] if self._is_late() else list(islice(self._queue, _AT_ONCE))
 
-    def _done(self, entry: _Entry, written: bool) -> None:
+    def _is_late(self) -> bool:
+        # Also without the condition: seeing `_closing_at` a moment late is no harm.
+        return self._closing_at is not None and time.monotonic() >= self._closing_at
+
+    def _done(self, entries: Sequence[_Entry], lost: int) -> None:
+        """These were written, but for `lost` of them."""
         with self._condition:
-            if self._queue and self._queue[0] is entry:  # else close() gave up on it meanwhile
+            for entry in entries:
+                if not self._queue or self._queue[0] is not entry:
+                    return  # close() gave up on the rest meanwhile
                 self._queue.popleft()
-                if not written:
-                    self._dropped += 1
-                    self._unreported += 1
+            self._finished = 0
+            self._dropped += lost
+            self._unreported += lost
             # With half the room still taken, telling of a loss would only cause the next one.
-            if written and self._unreported and len(self._queue) <= self._capacity // 2 and not self._ended:
+            room = len(self._queue) <= self._capacity // 2
+            if len(entries) > lost and self._unreported and room and not self._ended:
                 count, self._unreported = self._unreported, 0
                 self._queue.append(_lost(self._wall(), count))
 
@@ -325,23 +346,25 @@ def _lost(at: float, count: int) -> _Entry:
 
 def _in_words(node: str, entry: _Entry) -> Record:
     """The fields of an entry, in an order that never changes: the common ones first, then the others by name."""
-    hour = entry.marked.hour if entry.marked else entry.hour
-    fields = {
+    event, marked, hour = entry.event, entry.marked, entry.hour
+    fields: dict[str, str | None] = {
         "MESSAGE": entry.message,
-        "MESSAGE_ID": entry.event.message_id,
-        "PRIORITY": str(entry.event.priority),
+        "MESSAGE_ID": event.message_id,
+        "PRIORITY": event.priority_text,
         "SYSLOG_IDENTIFIER": IDENTIFIER,
         "TOMBSYNC_NODE": node,
-        "TOMBSYNC_EVENT": entry.event.word,
-        "TOMBSYNC_SEGMENT": entry.marked.path if entry.marked else entry.segment,
-        "TOMBSYNC_CHANNEL": hour.channel if hour else None,
-        "TOMBSYNC_QUALITY": hour.quality if hour else None,
-        "TOMBSYNC_HOUR": hour.text if hour else None,
-        "TOMBSYNC_PEER": entry.peer,
-        "TOMBSYNC_SOURCE": entry.source,
-        "TOMBSYNC_ACTOR": entry.actor,
-        "TOMBSYNC_ELAPSED_MS": None if entry.elapsed_ms is None else f"{entry.elapsed_ms:.3f}",
+        "TOMBSYNC_EVENT": event.word,
+        "TOMBSYNC_SEGMENT": marked.path if marked else entry.segment,
     }
+    if marked:
+        hour = marked.hour
+    if hour:
+        fields["TOMBSYNC_CHANNEL"], fields["TOMBSYNC_QUALITY"], fields["TOMBSYNC_HOUR"] = hour[0], hour[1], hour.text
+    fields["TOMBSYNC_PEER"] = entry.peer
+    fields["TOMBSYNC_SOURCE"] = entry.source
+    fields["TOMBSYNC_ACTOR"] = entry.actor
+    if entry.elapsed_ms is not None:
+        fields["TOMBSYNC_ELAPSED_MS"] = f"{entry.elapsed_ms:.3f}"
     for name in sorted(entry.extra):
         key = "TOMBSYNC_" + _FIELD_FORBIDDEN.sub("_", name.upper())
         fields.setdefault(key[:_FIELD_CHARACTERS], str(entry.extra[name]))
