@@ -293,9 +293,9 @@ class Nodes(RuleBasedStateMachine):
 
     def end(self, *, held: bool) -> None:
         """End a run; one in which everything held has to converge."""
+        type(self).last = tuple(self.steps)
         if not hasattr(self, "world"):
             return
-        type(self).last = tuple(self.steps)
         try:
             if held:
                 self.world.converge()

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
-import tempfile
 from dataclasses import dataclass
 
 from tests.model.checks import CONVERGES, RESTS, Violation, check_data, check_rebuilt
 from tests.model.events import Inotify
+from tests.model.life import TurnedEmitter
+from tests.model.memory import new_directory
 from tests.model.network import Link
-from tests.model.node import Node, TurnedEmitter
+from tests.model.node import Node
 from tests.model.simulated import Clock, simulated
 from tombsync.names import Hour, Marked, hour_number
 from tombsync.plan import KEEP_STATES, State
@@ -68,15 +68,23 @@ class World:
     def __init__(self, layout: Layout) -> None:
         self.clock = Clock()
         self.ever_marked: set[Marked] = set()
+        self.nodes: list[Node] = []
+        self.links: list[tuple[Node, Link]] = []
         self._stack = contextlib.ExitStack()
-        memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-        directory = tempfile.mkdtemp(prefix="tombsync-model-", dir=memory)
+        try:
+            self._begin(layout)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, layout: Layout) -> None:
+        directory = new_directory()
         self._stack.callback(shutil.rmtree, directory)
         self._stack.enter_context(
             simulated(self.clock, inotify=self._inotify, emitter_class=TurnedEmitter, listing=self._listing)
         )
-        self.nodes = [Node(number, directory, self.clock, self.ever_marked) for number in range(layout.nodes)]
-        self.links: list[tuple[Node, Link]] = []
+        for number in range(layout.nodes):
+            self.nodes.append(Node(number, directory, self.clock, self.ever_marked))
         for number, node in enumerate(self.nodes):
             for peer in layout.peers(number):
                 target = self.nodes[peer]
