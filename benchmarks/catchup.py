@@ -5,11 +5,12 @@ python -m benchmarks.catchup [--count 10000] [--rtt 0,20,50] [--files 1024]
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import subprocess
 import time
 from pathlib import Path
+
+from inotify_simple import INotify, flags
 
 from benchmarks import trees
 from benchmarks.common import Report, measure, parser, touch, work_directory
@@ -47,9 +48,24 @@ def fill(root: Path, count: int) -> None:
         touch(root / path_of(number))
 
 
-def placed(root: Path) -> int:
-    """Tombstones that stand on the peer."""
-    return sum(len(os.listdir(directory)) for directory in (root / "desertbus" / "source").iterdir())
+class Arrivals:
+    """Counts what appears in a peer's hours: the kernel does, as looking again and again would take a core away."""
+
+    def __init__(self, root: Path) -> None:
+        self._inotify = INotify()
+        for directory in (root / "desertbus" / "source").iterdir():
+            self._inotify.add_watch(directory, flags.CREATE)
+
+    def wait(self, count: int, timeout_s: float = 300.0) -> float:
+        """The monotonic time, to some 20 ms, at which so many had appeared; the kernel's queue holds 16,384."""
+        deadline = time.monotonic() + timeout_s
+        while count > 0:
+            events = self._inotify.read(timeout=1000, read_delay=20)
+            count -= len(events)
+            if any(event.mask & flags.Q_OVERFLOW for event in events) or time.monotonic() > deadline:
+                raise RuntimeError(f"{count} did not arrive, or were not seen")
+        self._inotify.close()
+        return time.monotonic()
 
 
 def by_agent(base: Path, server: Sshd, relay: Relay, delay_s: float, count: int) -> tuple[float, float]:
@@ -72,15 +88,10 @@ def by_agent(base: Path, server: Sshd, relay: Relay, delay_s: float, count: int)
             time.sleep(0.01)
         connection = sqlite3.connect(f"file:{index_path(str(agent.state_dir))}?mode=ro", uri=True, isolation_level=None)
         query = f"SELECT count(*) FROM delivery WHERE state = {State.CONFIRMED:d}"
+        arrivals = Arrivals(Path(server.root))
         begun = time.monotonic()
         relay.resume("up")
-        peer_root = Path(server.root)
-        last = peer_root / path_of(0)  # newest first; counting again and again would take a core from what is measured
-        while not last.exists():
-            time.sleep(0.002)
-        while placed(peer_root) < count:
-            time.sleep(0.005)
-        placed_s = time.monotonic() - begun
+        placed_s = arrivals.wait(count) - begun
         while connection.execute(query).fetchone()[0] < count:
             time.sleep(0.02)
         confirmed_s = time.monotonic() - begun
@@ -93,7 +104,8 @@ def clear(server: Sshd) -> None:
     root = Path(server.root)
     if (root / "desertbus").exists():
         (root / "desertbus").rename(root / f"old-{time.monotonic_ns()}")
-    (root / "desertbus" / "source").mkdir(parents=True)
+    for number in range(_HOURS):
+        (root / path_of(number)).parent.mkdir(parents=True)
 
 
 def by_rsync(base: Path, source: Path, server: Sshd, relay: Relay, delay_s: float, *options: str) -> float:

@@ -267,10 +267,11 @@ class Reader:
             f" WHERE d.peer = ? AND d.{where} AND d.marker > ? AND d.marker < ? ORDER BY d.marker DESC LIMIT ?",
             (peer, above, below if below is not None else 1 << 62, limit),
         )
+        hours = {key: self._hour_of(key) for key in {row[1] for row in rows}}
         return [
             Due(
                 marker,
-                Marked(self._hour_of(hour), from_key(stem)),
+                Marked(hours[hour], from_key(stem)),
                 bool(there),
                 bool(confirmed),
                 _STATES[state],

@@ -19,7 +19,7 @@ from typing import Any
 import paramiko
 
 from tombsync import errors
-from tombsync.names import Hour
+from tombsync.names import Hour, Marked, tombstone_name
 from tombsync.peers import wire
 from tombsync.peers.contract import Answer, Job
 from tombsync.peers.syncs import Syncs
@@ -60,6 +60,8 @@ class TreeSession:
         self._jobs: dict[Steps, Job] = {}
         self._in_hour: dict[Hour, int] = {}  # jobs in flight by hour
         self._syncs: Syncs[Steps] = Syncs()
+        self._last_hour: Hour | None = None
+        self._last_hour_path = b""
         self._to_close: list[bytes] = []  # handles that are done with
         self.can_sync = False
         self.root_there = False
@@ -128,7 +130,10 @@ class TreeSession:
 
     def begin(self, deadline: float) -> None:
         """Agree on the version, learn limits and round trip. Raises PeerError."""
-        self._send(wire.init())
+        try:
+            self._send(wire.init())
+        except errors.PeerLost as exc:  # it was quicker in closing than we in asking
+            raise errors.SftpRefused(self.peer, "the channel was closed at once") from exc
         kind, version, body = self._await_packet(deadline)
         if kind != wire.VERSION:
             raise errors.PeerProtocol(self.peer, f"a packet of type {kind} instead of VERSION")
@@ -154,7 +159,7 @@ class TreeSession:
     # -- the way of one job -------------------------------------------------------------------------------------------
 
     def _deliver(self, job: Job) -> Steps:
-        path = self._path(job.marked.tombstone_path)
+        path = self._tombstone_path(job.marked)
         if job.probe:
             reply = yield (wire.lstat, path)
             if reply.mode is not None:
@@ -293,6 +298,12 @@ class TreeSession:
     def _path(self, relative: str) -> bytes:
         return self._root + b"/" + os.fsencode(relative)
 
+    def _tombstone_path(self, marked: Marked) -> bytes:
+        """As `_path`, at less cost: a catch-up asks for thousands in one hour."""
+        if marked.hour != self._last_hour:
+            self._last_hour, self._last_hour_path = marked.hour, self._path(marked.hour.path) + b"/"
+        return self._last_hour_path + os.fsencode(tombstone_name(marked.stem))
+
     # -- bytes --------------------------------------------------------------------------------------------------------
 
     def _receive(self) -> bool:
@@ -311,11 +322,13 @@ class TreeSession:
             heard = True
             with self._protocol():
                 for kind, request, body in self._parser.feed(data):
-                    self._handle(request, wire.parse_reply(kind, body))
+                    self._handle(kind, request, body)
 
-    def _handle(self, request: int, reply: wire.Reply) -> None:
-        if request not in self._waiting:
-            raise wire.NotSftp("a reply to nothing that was asked")
+    def _handle(self, kind: int, request: int, body: bytes) -> None:
+        try:
+            steps = self._waiting.pop(request)
+        except KeyError:
+            raise wire.NotSftp("a reply to nothing that was asked") from None
         if self._sample and self._sample[0] == request:
             taken = time.monotonic() - self._sample[1]
             self._sample = None
@@ -323,9 +336,8 @@ class TreeSession:
             self.round_trip_s = (
                 taken if taken < self.round_trip_s else self.round_trip_s + (taken - self.round_trip_s) * 0.01
             )
-        steps = self._waiting.pop(request)
         if steps is not None:
-            self._advance(steps, reply)
+            self._advance(steps, wire.parse_reply(kind, body))
 
     def _flush(self) -> None:
         self._start_syncs()
