@@ -88,24 +88,29 @@ class Call(NamedTuple):
 
 
 class Fault:
-    """What is to happen to the calls of one process. Owned by the test; `seen` and `hit` are written by one thread.
+    """What is to happen to the calls of one process. Owned by the test; `seen` and `hits` are written by one thread.
 
     `names`: calls by name, "creating open" for opens that may create; `under`: only those whose path begins so. The
-    call number `at` is answered with `error`, or ends the process where that is KILL; `times` says for how many in a
-    row.
+    call number `at` is answered with `error`, or ends the process where that is KILL; `every` says that so is each
+    call that many calls later.
     """
 
     def __init__(
-        self, names: Collection[str], *, under: Sequence[str], at: int = 0, error: int = KILL, times: int = 1
+        self, names: Collection[str], *, under: Sequence[str], at: int = 0, error: int = KILL, every: int = 0
     ) -> None:
         self.names = frozenset(names)
         self.under = tuple(under)
         self.at = at
         self.error = error
-        self.times = times
+        self.every = every
         self.seen: list[Call] = []
-        self.hit: Call | None = None
+        self.hits: list[Call] = []
         self._thread: threading.Thread | None = None
+
+    @property
+    def hit(self) -> Call | None:
+        """The first call that it met."""
+        return self.hits[0] if self.hits else None
 
     @property
     def numbers(self) -> list[int]:
@@ -162,8 +167,9 @@ class Fault:
             return 0
         call = Call(len(self.seen) + 1, name, path)
         self.seen.append(call)
-        if self.at <= call.number < self.at + self.times:
-            self.hit = self.hit or call
+        behind = call.number - self.at
+        if self.at and (behind == 0 or (self.every and behind > 0 and behind % self.every == 0)):
+            self.hits.append(call)
             return self.error
         return 0
 

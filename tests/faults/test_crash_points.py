@@ -27,7 +27,7 @@ from tests.support.waiting import wait_for
 
 EVERY_POINT = os.environ.get("CI") == "true" or "TOMBSYNC_ALL_CRASH_POINTS" in os.environ
 SAMPLE = 24  # points of each scenario in a normal run
-WORLDS = 4  # lives at once: most of each is waiting
+WORLDS = 6  # lives at once: most of each is waiting
 
 KNOWN, VANISHED, TOUCHED, ABSENT, MARKED = stem(0), stem(1), (stem(2), stem(3)), stem(20), stem(4)
 
@@ -93,12 +93,18 @@ def server() -> Iterator[Sshd]:
 def worlds(scenario: Scenario, server: Sshd, base: Path) -> Iterator[SimpleQueue[World]]:
     """Several worlds to live in at once."""
     free: SimpleQueue[World] = SimpleQueue()
+
+    def prepare(zygote: Zygote, number: int) -> World:
+        world = World(zygote, server, base / f"{number}")
+        scenario.prepare(world)
+        return world
+
     with contextlib.ExitStack() as stack:
-        for number in range(WORLDS):
-            world = World(stack.enter_context(Zygote()), server, base / f"{number}")
-            stack.enter_context(world.agent.ending())
-            scenario.prepare(world)
-            free.put(world)
+        zygotes = [stack.enter_context(Zygote()) for _ in range(WORLDS)]
+        with ThreadPoolExecutor(WORLDS) as pool:
+            for world in pool.map(prepare, zygotes, range(WORLDS)):
+                stack.enter_context(world.agent.ending())
+                free.put(world)
         yield free
 
 

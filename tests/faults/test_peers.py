@@ -29,7 +29,8 @@ PATIENCE: Mapping[str, object] = {
     "tombsync.peers.ssh.CONNECT_TIMEOUT_S": 4.0,
     "tombsync.peers.ssh._PHASE_TIMEOUT_S": 3.0,
     "tombsync.peers.tree.REPLY_TIMEOUT_S": 3.0,
-    "tombsync.plan.BACKOFF_LAST_S": 3.0,
+    "tombsync.plan.BACKOFF_FIRST_S": 0.2,
+    "tombsync.plan.BACKOFF_LAST_S": 1.0,
 }
 DELAY_S = 0.1  # each way, so that there is time to do something between two packets
 

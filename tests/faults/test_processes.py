@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,12 +17,6 @@ from tests.support.waiting import wait_for
 
 LONGEST_S = 90.0  # a stall counts after 30 s, and the end may take some more; many processes start at once
 TOLD_AS = {"push": "push-node-b", "watch emitter": "watch", "watch dispatcher": "watch"}
-
-
-@pytest.fixture
-def server() -> Iterator[Sshd]:
-    with Sshd() as server:
-        yield server
 
 
 class Broken:
@@ -52,40 +46,49 @@ class Broken:
         return False
 
 
-def run(base: Path, server: Sshd, threads: Sequence[str], how: str) -> list[Broken]:
-    """One agent for each thread, all at once, until all have ended."""
-    agents = [Broken(base / thread.replace(" ", "-"), server, thread, how) for thread in threads]
-    with contextlib.ExitStack() as stack:
-        for broken in agents:
-            stack.enter_context(broken.agent.ending())
-            broken.agent.start(ready=False)
-        for broken in agents:
-            wait_for(broken.agent.is_ready, f"the agent with {broken.name} to be ready", LONGEST_S)
-            wait_for(lambda: broken.agent.records("peer-up"), "its peer to be up")
-        for broken in agents:
-            broken.trigger.touch()
+# A server that stalls answers nothing, which is all that its clients need to know.
+CASES = [*((thread, "stalls") for thread in TURNS if thread != "http"), *((thread, "raises") for thread in TURNS)]
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str, str], Broken]]:
+    """One agent for each, all at once, each told to break and waited for: a stall takes its time."""
+    base = tmp_path_factory.mktemp("broken")
+
+    def start(case: tuple[str, str]) -> Broken:
+        broken = Broken(base / "-".join(case).replace(" ", "-"), server, *case)
+        stack.enter_context(broken.agent.ending())
+        broken.agent.start(ready=False)
+        return broken
+
+    def wait(broken: Broken) -> None:
+        wait_for(broken.agent.is_ready, f"the agent with {broken.name} to be ready", LONGEST_S)
+        wait_for(lambda: broken.agent.records("peer-up"), "its peer to be up", LONGEST_S)
+        broken.trigger.touch()
         # Each is asked by itself: one that is ending may keep its client waiting.
+        with contextlib.suppress(AssertionError):  # the test itself says which one did not
+            wait_for(broken.ended, f"{broken.name} to end", LONGEST_S)
+
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(Sshd())
+        agents = {case: start(case) for case in CASES}
         with ThreadPoolExecutor(len(agents)) as pool:
-            list(pool.map(lambda broken: wait_for(broken.ended, f"{broken.name} to end", LONGEST_S), agents))
-    for broken in agents:
-        assert broken.agent.wait() == 1
-        (record,) = broken.agent.records("worker-died")
-        assert record["TOMBSYNC_WORKER"] == broken.name
-        (told,) = [
-            line for line in broken.agent.log.read_text().splitlines() if line.startswith("tombsync: the worker")
-        ]
-        assert told.startswith(f"tombsync: the worker {broken.name} died: ")
-    return agents
+            list(pool.map(wait, agents.values()))
+        yield agents
 
 
 @pytest.mark.timeout(3 * LONGEST_S)
-def test_a_thread_that_stalls_is_unhealthy_and_ends_the_agent(server: Sshd, tmp_path: Path) -> None:
-    # A server that stalls answers nothing, which is all that its clients need to know.
-    for broken in run(tmp_path, server, [thread for thread in TURNS if thread != "http"], "stalls"):
-        assert broken.unhealthy, broken.name
-
-
-@pytest.mark.timeout(3 * LONGEST_S)
-def test_a_thread_that_raises_ends_the_agent(server: Sshd, tmp_path: Path) -> None:
-    for broken in run(tmp_path, server, list(TURNS), "raises"):
-        assert "broken on purpose" in broken.agent.log.read_text()
+@pytest.mark.parametrize(("thread", "how"), CASES)
+def test_a_thread_that_breaks_ends_the_agent(thread: str, how: str, ended: dict[tuple[str, str], Broken]) -> None:
+    broken = ended[thread, how]
+    log = broken.agent.log.read_text()
+    assert broken.agent.process is not None
+    assert broken.agent.process.poll() == 1, log[-3000:]
+    (record,) = broken.agent.records("worker-died")
+    assert record["TOMBSYNC_WORKER"] == broken.name
+    (told,) = [line for line in log.splitlines() if line.startswith("tombsync: the worker")]
+    assert told.startswith(f"tombsync: the worker {broken.name} died: ")
+    if how == "raises":
+        assert "broken on purpose" in log
+    else:
+        assert broken.unhealthy

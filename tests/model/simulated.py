@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
-from tombsync import intake, push, work
+from tombsync import intake, work
 from tombsync.index import checkpoint, writer
+from tombsync.push import queue
+from tombsync.push import worker as pusher
 from tombsync.rescan import hours, worker
 from tombsync.watch import emitter, observer
 
@@ -22,9 +24,9 @@ MANY_STEPS_NS = 500_000
 START_WALL_NS = 1_573_613_000_000_000_000
 # Sizes that let a handful of rows take the ways that thousands take: transactions, chunks of hours, bursts, backlogs.
 _SMALL_SIZES: tuple[tuple[Any, str, int], ...] = (
-    *((module, "TRANSACTION_ROWS", 3) for module in (work, push, hours, observer, writer)),
+    *((module, "TRANSACTION_ROWS", 3) for module in (work, pusher, queue, hours, observer, writer)),
     (worker, "_CHUNK_HOURS", 1),
-    (push, "_FRESH_ROOM", 1),
+    (queue, "_FRESH_ROOM", 1),
 )
 
 
@@ -108,9 +110,9 @@ def simulated(
 ) -> Iterator[None]:
     """Change the agent's modules for the time of a `with` block: clocks, waits, the kernel's inotify, sizes."""
     wanted: list[tuple[Any, str, object]] = [
-        *((module, "time", clock) for module in (emitter, hours, intake, push, work, worker)),
+        *((module, "time", clock) for module in (emitter, hours, intake, pusher, queue, work, worker)),
         *((module, "threading", _THREADING) for module in (checkpoint, intake, work, worker)),
-        (push, "select", _SELECT),
+        (pusher, "select", _SELECT),
         (emitter, "INotify", inotify),
         (observer, "HourEmitter", emitter_class),
         (hours, "Listing", listing),
