@@ -79,12 +79,11 @@ def fresh_hour(root: Path, number: int) -> Path:
     return directory
 
 
-def settle(agent: AgentProcess) -> None:
-    """Wait until the rescans of the start are done."""
+def settle(agent: AgentProcess, *, warm: bool = False) -> None:
+    """Wait until the rescans of the start are done; a warm index leaves nothing to settle."""
     deadline = time.monotonic() + 600
-    while (
-        agent.metric("rescan_seconds_count", kind="full") < 1 or agent.metric("rescan_seconds_count", kind="settle") < 1
-    ):
+    kinds = ("full",) if warm else ("full", "settle")
+    while not all(agent.metric("rescan_seconds_count", kind=kind) for kind in kinds):
         if time.monotonic() > deadline:
             raise TimeoutError("the agent did not settle")
         time.sleep(0.2)
