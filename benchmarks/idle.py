@@ -16,7 +16,12 @@ from benchmarks.hide import new_agent, settle
 from tests.support.agent import peer_table
 from tests.support.sshd import Sshd
 
-_IMPORTS = "import tombsync.cli.main, tombsync.daemon.agent, os; print([l for l in open('/proc/self/status') if l.startswith('VmRSS')][0].split()[1])"
+# What the agent imports, and no more.
+_IMPORTS = """
+import tombsync.cli.main, tombsync.daemon.agent
+with open("/proc/self/status") as status:
+    print(next(line.split()[1] for line in status if line.startswith("VmRSS")))
+"""
 
 
 def main() -> None:
