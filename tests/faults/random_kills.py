@@ -2,8 +2,7 @@
 
 Tombstones are touched and marked, segments arrive, tombstones are removed, rescans are asked for and a peer is
 delivered to, while the agent is killed again and again. After each kill nothing that it ever said is untrue, and
-nothing that it
-ever hid is visible; at the end everything is where it belongs.
+nothing that it ever hid is visible; at the end everything is where it belongs.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import os
 import random
 import signal
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import NamedTuple
 
@@ -183,48 +183,69 @@ def test_an_agent_that_cannot_allow_itself_its_root_ends_and_is_started_again(wo
         worlds.put(world)
 
 
+def mark_until_nothing_fails(world: World, failure: Failure, *, agent_runs: bool) -> int:
+    """One `tombsync mark` for each of its calls, which fails in it; how many."""
+    count = 0
+    world.reset()
+    if agent_runs:
+        world.agent.start()
+    while True:
+        stems = {stem(100 + 2 * count), stem(101 + 2 * count)}
+        for one in stems:
+            world.arrive(one)
+        fault = Fault(failure.calls, under=[f"{world.base}/"], at=count + 1, error=failure.error)
+        code, done, told = world.mark(*sorted(stems), fault=fault)
+        fault.join()
+        assert done <= tombstones(world.root)
+        assert "Traceback" not in told
+        assert code in (0, errors.EXIT_FAILED, errors.EXIT_IN_PART), told
+        world.check_tree()
+        if fault.hit is None:
+            assert (code, done) == (0, stems), told
+            break
+        count += 1
+        if code == 0:
+            assert done == stems, fault.hit
+            assert failure.error == errno.EINTR or "sync" not in fault.hit.name
+        else:
+            assert told.startswith("tombsync: ") or fault.hit.path.endswith(".err")
+        code, done, told = world.mark(*sorted(stems))  # once more, as whoever reads that does
+        assert (code, done) == (0, stems), told
+        assert stems <= tombstones(world.root)
+    if agent_runs:
+        everything = {stem(100 + number) for number in range(2 * count + 2)}
+        wait_for(lambda: everything <= world.confirmed(), "all of them to be hidden and confirmed")
+        world.check_journal()
+    return count
+
+
+@pytest.fixture(scope="module")
+def marks(worlds: SimpleQueue[World]) -> Iterator[dict[tuple[Failure, bool], Future[int]]]:
+    """What became of each, some at a time."""
+
+    def run(failure: Failure, agent_runs: bool) -> int:
+        world = worlds.get()
+        try:
+            return mark_until_nothing_fails(world, failure, agent_runs=agent_runs)
+        finally:
+            if world.agent.alive:
+                world.agent.kill()
+            worlds.put(world)
+
+    with ThreadPoolExecutor(WORLDS) as pool:
+        yield {(each, up): pool.submit(run, each, up) for each in FAILURES for up in (False, True)}
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("agent_runs", [False, True], ids=["agent-down", "agent-up"])
 @pytest.mark.parametrize("failure", FAILURES, ids=str)
 def test_mark_never_says_done_of_what_failed(
-    failure: Failure, agent_runs: bool, worlds: SimpleQueue[World], capsys: pytest.CaptureFixture[str]
+    failure: Failure,
+    agent_runs: bool,
+    marks: dict[tuple[Failure, bool], Future[int]],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    world = worlds.get()
-    count = 0
-    try:
-        world.reset()
-        if agent_runs:
-            world.agent.start()
-        while True:
-            stems = {stem(100 + 2 * count), stem(101 + 2 * count)}
-            for one in stems:
-                world.arrive(one)
-            fault = Fault(failure.calls, under=[f"{world.base}/"], at=count + 1, error=failure.error)
-            code, done, told = world.mark(*sorted(stems), fault=fault)
-            fault.join()
-            assert done <= tombstones(world.root)
-            assert "Traceback" not in told
-            assert code in (0, errors.EXIT_FAILED, errors.EXIT_IN_PART), told
-            world.check_tree()
-            if fault.hit is None:
-                assert (code, done) == (0, stems), told
-                break
-            count += 1
-            if code == 0:
-                assert done == stems, fault.hit
-                assert failure.error == errno.EINTR or "sync" not in fault.hit.name
-            else:
-                assert told.startswith("tombsync: ") or fault.hit.path.endswith(".err")
-            code, done, told = world.mark(*sorted(stems))  # once more, as whoever reads that does
-            assert (code, done) == (0, stems), told
-            assert stems <= tombstones(world.root)
-        if agent_runs:
-            everything = {stem(100 + number) for number in range(2 * count + 2)}
-            wait_for(lambda: everything <= world.confirmed(), "all of them to be hidden and confirmed")
-            world.check_journal()
-    finally:
-        if world.agent.alive:
-            world.agent.kill()
-        worlds.put(world)
+    count = marks[failure, agent_runs].result()
+    assert count
     with capsys.disabled():
         click.echo(f"\n{failure}: {count} points")

@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from tests.faults.calls import Fault
@@ -14,11 +14,13 @@ from tests.faults.zygote import ForkedAgent, Zygote
 from tests.support.agent import make_hour, peer_table, segment_stem
 from tests.support.sshd import Sshd
 from tests.support.waiting import wait_for
+from tombsync import errors
 from tombsync.errors import IndexMissing
 from tombsync.names import strict_hour
 
 HOUR = "desertbus/source/2019-11-13T02"
 PEER = "node-b"
+STARTS = 4  # of the service manager, until everything is well
 SOON_S = 0.2
 # A vanished tombstone is put back after a minute; nobody waits so long for each of some hundred lives.
 CONSTANTS: Mapping[str, object] = {"tombsync.plan.PUT_BACK_AFTER_S": SOON_S}
@@ -192,3 +194,32 @@ class World:
 def stem(number: int) -> str:
     """The stem of the n-th segment of the hour."""
     return segment_stem(2 * number)
+
+
+def run_until(world: World, condition: Callable[[], bool], what: str) -> list[int]:
+    """Be the service manager: start the agent again whenever it ends by itself. The codes with which it ended."""
+    codes: list[int] = []
+    if not world.agent.alive:
+        world.agent.start(ready=False)
+
+    def look() -> bool:
+        if not world.agent.alive:
+            codes.append(world.agent.wait())
+            assert codes[-1] in (errors.EXIT_FAILED, errors.EXIT_RESTART)
+            assert len(codes) < STARTS
+            world.agent.start(ready=False)
+        return condition()
+
+    wait_for(look, what)
+    said = world.agent.log.read_text(errors="replace")
+    assert "Traceback" not in said
+    assert not codes or "tombsync: " in said
+    return codes
+
+
+def looks(world: World, stems: set[str]) -> bool:
+    """Whether all is in its place; an index that nobody has set aside yet cannot be asked."""
+    try:
+        return world.converges(stems, set())
+    except (errors.IndexDamaged, errors.StateRefused):
+        return False
