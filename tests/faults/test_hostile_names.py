@@ -25,5 +25,5 @@ def test_hostile_names_neither_escape_nor_crash_anything(tmp_path: Path, capsys:
     with capsys.disabled():
         click.echo(hostile_names.report(counts, time.perf_counter() - begun))
     assert counts["names"] == NAMES
-    # Enough of them came all the way.
-    assert min(counts["files"], counts["hidden"], counts["marked by command"], counts["taken as paths"]) > NAMES // 100
+    # Many of them came all the way.
+    assert min(counts["files"], counts["hidden"], counts["marked by command"], counts["taken as paths"]) > 50
