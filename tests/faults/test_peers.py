@@ -159,6 +159,7 @@ def test_a_server_frozen_in_any_phase_is_given_up_and_served_later(zygote: Zygot
 # -- the network -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.timeout(180)
 def test_connections_that_are_reset_again_and_again_lose_nothing(zygote: Zygote, server: Sshd, tmp_path: Path) -> None:
     with Relay((server.host, server.port), delay_s=0.02) as relay:
         world = make_world(zygote, server, tmp_path / "node", relay.port)
