@@ -69,7 +69,7 @@ class Event(Enum):
     LINK_NOT_FOLLOWED = (
         "3b70b9bedaf1444da3b9ab47cb3f720f",
         WARNING,
-        "a linked directory in the tree is not looked at",
+        "a link in the tree is not followed",
     )
     OVERFLOW = "d353c3b41be3463dad8aa02c2185ac60", WARNING, "the kernel dropped file events; a rescan repairs it"
     WATCH_LIMIT = "920249ef95754c2d82459527a5d6e78f", ERROR, "no more watches are allowed; rescans find the rest"

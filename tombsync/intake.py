@@ -14,7 +14,7 @@ from tombsync.index import Hidden, Writer
 from tombsync.metrics import Metrics
 from tombsync.names import Marked, printable
 from tombsync.tree import Tree
-from tombsync.work import WAIT_S, Batch, Mailbox, Sighting, Source
+from tombsync.work import WAIT_S, Batch, Mailbox, Sight, Sighting, Source
 
 MISSED_AFTER_S = 1.0  # a rescan can list a tombstone a moment before its event is read
 
@@ -79,18 +79,24 @@ class Intake:
         self._stopped.wait(WAIT_S)
 
     def _hide(self, sightings: Sequence[Sighting]) -> None:
-        seen = [(sighting, self._tree.sight(sighting.marked)) for sighting in sightings]
+        seen = [(sighting, self._sight(sighting)) for sighting in sightings]
         news = self._writer.hide(seen, time.time_ns())
         committed_ns = time.monotonic_ns()
         if news:
             self._on_news(news)
+        for hidden in news:
+            if hidden.first:
+                self._tell(hidden, committed_ns)
         if self._unwatched:
             for sighting in sightings:
                 if sighting.source is Source.WATCH:  # it had only not come to tell
                     self._unwatched.pop(sighting.marked, None)
-        for hidden in news:
-            if hidden.first:
-                self._tell(hidden, committed_ns)
+
+    def _sight(self, sighting: Sighting) -> Sight:
+        sight = self._tree.sight(sighting.marked)
+        if sighting.directory and sight.ctime_ns is None:  # gone again
+            return Sight(regular=False, owner_uid=None, ctime_ns=None)
+        return sight
 
     def _count_missed(self, now: float) -> None:
         due = [marked for marked, at in self._unwatched.items() if at <= now]

@@ -196,6 +196,19 @@ class Tree:
             raise TreeRefused(path, os.strerror(exc.errno or 0), exc.errno or 0) from exc
         return made
 
+    def list_below(self, *parts: str) -> list[str]:
+        """Every name in ROOT/parts, hidden ones too; no link is followed. Raises RootMissing, OSError."""
+        with self.open_root() as root_fd:
+            try:
+                fd = open_below(root_fd, *parts)
+                try:
+                    return os.listdir(fd)
+                finally:
+                    os.close(fd)
+            except OSError as exc:
+                exc.filename = "/".join([self.root, *parts])
+                raise
+
     def hours(self, root_fd: int, channel: str, quality: str, *, links: list[str] | None = None) -> list[str]:
         """The names of the hour directories of one channel and quality, unsorted; [] where it is no directory.
 
@@ -269,7 +282,7 @@ def open_below(root_fd: int, *parts: str) -> int:
 def directory_names(root_fd: int, *parts: str, links: list[str] | None = None) -> list[str]:
     """The real directories in ROOT/parts, hidden ones left out; [] where there is no such directory.
 
-    Names of links to directories, which are not followed, are added to `links`.
+    Names of links are added to `links`. Where they lead is not looked at: it may be a loop, or a disk that hangs.
     """
     try:
         fd = open_below(root_fd, *parts)
@@ -285,7 +298,7 @@ def directory_names(root_fd: int, *parts: str, links: list[str] | None = None) -
                     continue
                 if entry.is_dir(follow_symlinks=False):
                     names.append(entry.name)
-                elif links is not None and entry.is_symlink() and entry.is_dir():
+                elif links is not None and entry.is_symlink():
                     links.append(entry.name)
         return names
     finally:

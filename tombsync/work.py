@@ -36,11 +36,15 @@ class Source(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """A tombstone was seen. `read_ns` is the monotonic clock when the event was read or the directory listed."""
+    """A tombstone was seen. `read_ns` is the monotonic clock when the event was read or the directory listed.
+
+    `directory`: the event said that it was one, whatever stands there now.
+    """
 
     marked: Marked
     source: Source
     read_ns: int
+    directory: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -613,6 +613,31 @@ def test_ls_of_what_cannot_be(history: History, where: str) -> None:
     assert "\n  hint: " in done.err
 
 
+@pytest.mark.parametrize("where", ["linked", "linked/source", "linked/source/2019-11-13T02", "desertbus/loop"])
+def test_ls_follows_no_link(place: Place, where: str) -> None:
+    (place.root / "linked").symlink_to("desertbus")
+    (place.root / "desertbus" / "loop").symlink_to("loop")
+    done = place.run("ls", where, expect=1)
+    assert done.out == ""
+    assert done.complaints == [f"tombsync: {where}: is a link or no directory: links are not followed"]
+
+
+def test_ls_of_another_tree_says_so(place: Place) -> None:
+    place.run("rescan")
+    assert "known tree" not in place.run("ls", HOUR).err
+    shutil.rmtree(place.root / ".tombsync")
+    done = place.run("ls", HOUR)
+    assert "this is not the listing of the known tree" in done.err
+
+
+def test_mark_follows_no_link(place: Place) -> None:
+    (place.root / "linked").symlink_to("desertbus")
+    done = place.run("mark", f"linked/source/2019-11-13T02/{segment_stem(0)}.ts", expect=1)
+    assert "is a link or no directory, and links are not followed" in done.err
+    assert "hint: name the segment by the directory that the link leads to" in done.err
+    assert place.tombstones() == set()
+
+
 def test_ls_of_an_empty_root_asks_whether_it_is_mounted(place: Place) -> None:
     shutil.rmtree(place.root / "desertbus")
     for words in (("ls",), ("ls", "--json"), ("adopt-root", "--dry-run")):
@@ -725,6 +750,24 @@ def test_rescan_without_an_agent_does_it_itself(place: Place, more: tuple[str, .
     assert done.json["seconds"] > 0
     assert place.run("tombstones", "--json").json[0]["segment"] == f"{HOUR}/{segment_stem(0)}"
     assert "rescan completed in" in place.run("rescan", *more).out
+
+
+def test_rescan_of_a_tree_with_links_that_lead_nowhere_ends(place: Place) -> None:
+    (place.root / "loop").symlink_to("loop")
+    (place.root / "desertbus" / "loop").symlink_to("loop")
+    done = place.run("rescan", "--json")
+    assert done.json["unreadable"] == 0
+    assert "is a link and not followed" in done.err
+
+
+def test_rescan_of_what_may_not_be_read_is_done_in_part(place: Place) -> None:
+    (place.root / HOUR).chmod(0)
+    (place.root / "other").mkdir(mode=0)
+    place.state_dir.chmod(0o777)
+    done = place.run("rescan", "--json", prefix=restricted(), expect=3)
+    (place.root / HOUR).chmod(0o755)
+    assert done.json["unreadable"] >= 1
+    assert "directories could not be read" in done.err
 
 
 def test_rescan_that_nobody_could_do_meanwhile(place: Place) -> None:

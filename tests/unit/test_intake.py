@@ -6,6 +6,7 @@ import contextlib
 import os
 import pwd
 import resource
+import sqlite3
 import subprocess
 import threading
 import time
@@ -222,6 +223,52 @@ def test_an_event_that_comes_right_after_the_rescan_is_no_miss(bench: Bench) -> 
     bench.see("one", source=Source.WATCH)
     bench.turn(later_s=MISSED_AFTER_S)
     assert bench.metric("missed_by_watch_total") == 1
+
+
+def test_one_rescan_and_its_event_in_one_transaction_are_no_miss(bench: Bench) -> None:
+    bench.watch_answers = True
+    bench.touch("one")
+    seen_ns = time.monotonic_ns()
+    bench.mailbox.put_sightings(
+        [Sighting(Marked(HOUR, "one"), source, seen_ns) for source in (Source.RESCAN, Source.WATCH)]
+    )
+    bench.turn()
+    bench.turn(later_s=MISSED_AFTER_S)
+    assert bench.metric("missed_by_watch_total") == 0
+
+
+def test_a_directory_that_is_gone_again_is_not_taken_for_a_file(bench: Bench) -> None:
+    bench.writer.sync_peers({"node-b": "tree://b"})
+    seen_ns = time.monotonic_ns()
+    bench.mailbox.put_sightings([Sighting(Marked(HOUR, "one"), Source.WATCH, seen_ns, directory=True)])
+    bench.mailbox.put_sightings([Sighting(Marked(HOUR, "two"), Source.WATCH, seen_ns)])
+    bench.turn()
+    assert [(row.marked.stem, row.pushable) for row in bench.reader.marker_rows(limit=2)] == [
+        ("two", True),
+        ("one", False),
+    ]
+    assert bench.hidden_stems() == {"one", "two"}
+
+
+def test_a_disk_that_fails_right_after_the_commit_keeps_no_news_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(bench.writer, HOUR, "one.ts")
+    bench.touch("one")
+
+    def fails(hidden: object) -> None:
+        failure = sqlite3.OperationalError("disk I/O error")
+        failure.sqlite_errorcode = sqlite3.SQLITE_IOERR
+        raise failure
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.writer, "_count_hidden", fails)
+        bench.see("one")
+    assert len(bench.journal.records()) == 1
+    assert bench.hidden_when_woken == [1]
+    bench.touch("two")
+    bench.touch("three")
+    bench.see("two", "three")  # the counts are right again: see Bench.close
 
 
 def test_a_file_in_the_place_of_a_directory_wakes_the_pushers_and_is_not_hidden_again(bench: Bench) -> None:

@@ -323,11 +323,15 @@ def test_links_to_directories_are_not_followed_and_told_once(bench: Bench) -> No
     (bench.root / "desertbus/source/2019-11-13T09").symlink_to("2019-11-13T02")
     (bench.root / "desertbus/source/thumbnails").symlink_to(outside)  # no name of an hour
     (bench.root / "a-link-to-a-file").symlink_to(A + "/one.ts")
-    (bench.root / "dangling").symlink_to("nowhere")
+    (bench.root / "loop").symlink_to("loop")  # nothing asks where a link leads
+    (bench.root / "desertbus" / "loop").symlink_to("loop")
+    (bench.root / "desertbus" / "source" / "2019-11-13T10").symlink_to("2019-11-13T10")
     for kind in (RescanKind.INTERVAL, RescanKind.FULL, RescanKind.INTERVAL):
         bench.run(kind)
     told = [record["MESSAGE"].split(" is a link")[0] for record in bench.journal.records(Event.LINK_NOT_FOLLOWED)]
-    assert sorted(told) == ["desertbus/480p", "desertbus/source/2019-11-13T09", "linked"]
+    places = ["desertbus/480p", "desertbus/loop", "desertbus/source/2019-11-13T09", "desertbus/source/2019-11-13T10"]
+    assert sorted(told) == ["a-link-to-a-file", *places, "linked", "loop"]
+    assert bench.rescan.unreadable == dict.fromkeys(("interval", "full"), 0)
     assert set(bench.reader.places()) == {("desertbus", "source")}
 
 
@@ -669,6 +673,35 @@ def test_a_vanished_tombstone_keeps_hiding_and_is_put_back_after_a_minute(bench:
     bench.assert_true(directory)
     assert len(bench.journal.records(Event.HIDDEN)) == 2
     bench.await_settled(directory)
+
+
+@pytest.mark.parametrize("kind", ["directory", "link"])
+def test_a_directory_or_link_that_vanishes_goes_on_hiding_and_is_not_put_back_as_a_file(
+    kind: str, bench: Bench
+) -> None:
+    """As a file it would go to every peer."""
+    bench.writer.sync_peers({"node-b": "tree://b"})
+    directory = bench.make(A, "one.ts", "two.ts", "two.tombstone")
+    path = directory / "one.tombstone"
+    if kind == "directory":
+        path.mkdir()
+    else:
+        path.symlink_to("one.ts")
+    bench.start()
+    if kind == "directory":
+        path.rmdir()
+    else:
+        path.unlink()
+    (directory / "two.tombstone").unlink()
+    bench.visit(directory)
+    bench.pass_time(61)
+    bench.run(RescanKind.FULL)
+    assert sorted(os.listdir(directory)) == ["one.ts", "two.tombstone", "two.ts"]
+    assert bench.listing(directory) == []
+    bench.await_settled(directory)
+    path.touch()
+    bench.run(RescanKind.INTERVAL)
+    assert bench.reader.unpushable(below=None, limit=1) == []
 
 
 def test_each_one_that_vanishes_has_a_minute_of_its_own(bench: Bench) -> None:

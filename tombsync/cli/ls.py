@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import click
 
 from tombsync import errors
-from tombsync.cli.common import Place, json_option, open_reader, place_options, say, say_json, warn
+from tombsync.cli.common import Place, json_option, open_reader, place_options, say, say_json, tree_doubt, warn
 from tombsync.config import Settings
 from tombsync.index import Reader
-from tombsync.names import Hour, Kind, classify, hour_text, strict_hour, tombstone_name, unsafe
-from tombsync.tree import Tree, directory_names
+from tombsync.names import Hour, Kind, classify, strict_hour, tombstone_name, unsafe
+from tombsync.tree import Tree, directory_names, open_below
 
 
 @click.command("ls")
@@ -59,9 +60,13 @@ def _parts(where: str, tree: Tree) -> list[str]:
 def _require_there(tree: Tree, parts: list[str]) -> None:
     """Tell an empty directory from one that is not there, or that this account may not read."""
     try:
-        os.listdir("/".join([tree.root, *parts]))
-    except (FileNotFoundError, NotADirectoryError) as exc:
-        raise errors.NothingThere("/".join(parts)) from exc
+        tree.list_below(*parts)
+    except OSError as exc:
+        if exc.errno in (errno.ENOTDIR, errno.ELOOP):
+            raise errors.NothingThere("/".join(parts), "is a link or no directory: links are not followed") from exc
+        if exc.errno == errno.ENOENT:
+            raise errors.NothingThere("/".join(parts)) from exc
+        raise
     if not parts:
         warn(f"{tree.root} holds no channel; is it mounted?")
 
@@ -82,6 +87,8 @@ def hour_listing(settings: Settings, tree: Tree, hour: Hour, *, tombstones: bool
     except errors.IndexMissing:
         reader = None
     try:
+        if reader is not None and (doubt := tree_doubt(settings, reader)):
+            warn(f"this is not the listing of the known tree: {doubt}")
         row = reader.hour_row(hour) if reader is not None else None
         if reader is not None and row is not None and row.settled and _unchanged(tree, hour, row.mtime_ns):
             return reader.listing(hour, tombstones=tombstones)
@@ -94,7 +101,12 @@ def hour_listing(settings: Settings, tree: Tree, hour: Hour, *, tombstones: bool
 
 def _unchanged(tree: Tree, hour: Hour, mtime_ns: int | None) -> bool:
     try:
-        return os.stat(f"{tree.root}/{hour.path}", follow_symlinks=False).st_mtime_ns == mtime_ns
+        with tree.open_root() as root_fd:
+            fd = open_below(root_fd, hour.channel, hour.quality, hour.text)
+            try:
+                return os.fstat(fd).st_mtime_ns == mtime_ns
+            finally:
+                os.close(fd)
     except OSError:
         return False
 
@@ -102,8 +114,10 @@ def _unchanged(tree: Tree, hour: Hour, mtime_ns: int | None) -> bool:
 def directory_listing(tree: Tree, hour: Hour, marked: set[str], *, tombstones: bool) -> list[str]:
     """The visible names of an hour as its directory and the known marks say; [] where there is none."""
     try:
-        names = os.listdir(f"{tree.root}/{hour.channel}/{hour.quality}/{hour_text(hour.number)}")
-    except (FileNotFoundError, NotADirectoryError):
+        names = tree.list_below(hour.channel, hour.quality, hour.text)
+    except OSError as exc:
+        if exc.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise
         names = []
     kinds = [(name, *classify(name)) for name in names]
     hidden = marked | {stem for _, kind, stem in kinds if kind is Kind.TOMBSTONE}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pwd
 import time
@@ -195,6 +196,12 @@ def _hides(root_fd: int, marked: Marked) -> tuple[str, ...]:
             f"check the name: `tombsync ls {marked.hour.channel}/{marked.hour.quality}` shows the hours that are here",
         ) from exc
     except OSError as exc:
+        if exc.errno in (errno.ENOTDIR, errno.ELOOP):
+            raise errors.NotMarkable(
+                marked.path,
+                "its channel, quality or hour is a link or no directory, and links are not followed",
+                "name the segment by the directory that the link leads to",
+            ) from exc
         raise errors.TreeRefused(marked.hour.path, os.strerror(exc.errno or 0), exc.errno or 0) from exc
     try:
         found = []
@@ -263,7 +270,8 @@ def _await_hidden(result: Result, reader: Reader) -> bool:
     while time.monotonic() - begun < _HIDDEN_WITHIN_S:
         try:
             hidden = reader.marker(marked) is not None
-        except errors.TombsyncError:  # the tombstone stands all the same
+        except errors.TombsyncError as exc:  # the tombstone stands all the same
+            tell_error(exc)
             return False
         if hidden:
             result.hidden_ms = (time.monotonic() - begun) * 1e3

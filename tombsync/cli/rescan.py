@@ -13,6 +13,7 @@ import click
 from tombsync import errors
 from tombsync.cli.common import (
     Place,
+    exit_code,
     json_option,
     on_terminal,
     open_reader,
@@ -21,6 +22,7 @@ from tombsync.cli.common import (
     say,
     say_json,
     tree_doubt,
+    warn,
 )
 from tombsync.config import Settings
 from tombsync.index import Reader, agent_pid
@@ -67,10 +69,11 @@ class _Bar:
 @click.option("--full", is_flag=True, help="List every hour directory, whatever its mtime says.")
 @click.option("--no-wait", is_flag=True, help="Ask the running agent for it and return.")
 @json_option
-def rescan(place: Place, full: bool, no_wait: bool, as_json: bool) -> None:
+def rescan(place: Place, full: bool, no_wait: bool, as_json: bool) -> int:
     """Compare the segment tree with the index now, and repair what was missed.
 
-    The running agent does it; without one, this command does it itself.
+    The running agent does it; without one, this command does it itself. Exit code 3: some directories could not be
+    read, and the log says which.
 
     \b
     Example
@@ -82,16 +85,19 @@ def rescan(place: Place, full: bool, no_wait: bool, as_json: bool) -> None:
     pid = agent_pid(settings.state_dir)
     if not pid and no_wait:
         raise errors.AgentNotRunning(settings.state_dir)
-    took_s = _by_agent(settings, pid, kind, no_wait) if pid else _here(settings, kind)
+    took_s, unreadable = _by_agent(settings, pid, kind, no_wait) if pid else _here(settings, kind)
     if as_json:
-        say_json({"kind": kind, "by": "agent" if pid else "command", "seconds": took_s})
+        say_json({"kind": kind, "by": "agent" if pid else "command", "seconds": took_s, "unreadable": unreadable})
     elif took_s is None:
         say(f"asked the agent (process {pid}) for a {kind} rescan; `tombsync status` shows how far it is")
     else:
         say(f"{kind} rescan completed in {took_s:.2f} s")
+    if unreadable:
+        warn(f"{unreadable} directories could not be read, and what is new in them is not known; the log names them")
+    return exit_code(1, unreadable)
 
 
-def _here(settings: Settings, kind: str) -> float:
+def _here(settings: Settings, kind: str) -> tuple[float, int]:
     from tombsync.daemon import rescan_once
     from tombsync.rescan import RescanKind
 
@@ -102,7 +108,7 @@ def _here(settings: Settings, kind: str) -> float:
         bar.close()
 
 
-def _by_agent(settings: Settings, pid: int, kind: str, no_wait: bool) -> float | None:
+def _by_agent(settings: Settings, pid: int, kind: str, no_wait: bool) -> tuple[float | None, int]:
     reader = open_reader(settings)
     try:
         _require_tree(settings, reader)
@@ -114,7 +120,7 @@ def _by_agent(settings: Settings, pid: int, kind: str, no_wait: bool) -> float |
             raise errors.AgentRefused(pid) from exc
         except ProcessLookupError as exc:
             raise errors.AgentNotRunning(settings.state_dir) from exc
-        return None if no_wait else _await_completed(settings, reader, kind, before, asked_ns)
+        return (None, 0) if no_wait else _await_completed(settings, reader, kind, before, asked_ns)
     finally:
         reader.close()
 
@@ -125,7 +131,9 @@ def _require_tree(settings: Settings, reader: Reader) -> None:
         raise doubt
 
 
-def _await_completed(settings: Settings, reader: Reader, kind: str, before: int | None, asked_ns: int) -> float:
+def _await_completed(
+    settings: Settings, reader: Reader, kind: str, before: int | None, asked_ns: int
+) -> tuple[float, int]:
     """Wait for a rescan that began after it was asked for: one that ran by then may have passed what was meant."""
     bar = _Bar(kind)
     ends = {before}
@@ -136,7 +144,7 @@ def _await_completed(settings: Settings, reader: Reader, kind: str, before: int 
                 ends.add(ended_ns)
                 took_s = float(reader.fact(f"rescan_{kind}_s"))
                 if len(ends) > 2 or ended_ns - took_s * 1e9 >= asked_ns - _SLACK_NS:
-                    return took_s
+                    return took_s, int(reader.fact(f"rescan_{kind}_unreadable") or 0)
             if not agent_pid(settings.state_dir):
                 raise errors.AgentNotRunning(settings.state_dir)
             _require_tree(settings, reader)

@@ -19,8 +19,13 @@ from tombsync.work import Beats, Driver, Flush, Mailbox
 _STOP_TIMEOUT_S = 4.0
 
 
-def rescan_once(settings: config.Settings, kind: RescanKind, on_progress: Callable[[Progress | None], None]) -> float:
-    """Rescan without an agent, in this process; returns the seconds it took. Raises TombsyncError."""
+def rescan_once(
+    settings: config.Settings, kind: RescanKind, on_progress: Callable[[Progress | None], None]
+) -> tuple[float, int]:
+    """Rescan without an agent, in this process. Raises TombsyncError.
+
+    Returns the seconds it took and how many directories could not be read.
+    """
     lock = AgentLock(settings.state_dir)
     with ExitStack() as stack:
         stack.callback(lock.release)
@@ -48,9 +53,9 @@ def rescan_once(settings: config.Settings, kind: RescanKind, on_progress: Callab
         begun = time.monotonic()
         try:
             while kind.value not in rescan.completed:
-                with tree.open_believed(identity):  # else one that goes away half-way would be waited for
-                    pass
                 rescan.loop(time.monotonic())
+                if rescan.doubt is not None:  # an agent would wait for the tree to come back
+                    raise rescan.doubt
                 on_progress(rescan.progress)
                 if driver.failure is not None:
                     raise errors.WorkerDied(intake.name, str(driver.failure)) from driver.failure
@@ -62,4 +67,4 @@ def rescan_once(settings: config.Settings, kind: RescanKind, on_progress: Callab
             driver.stop()
             driver.join(_STOP_TIMEOUT_S)
             rescan.close()
-        return time.monotonic() - begun
+        return time.monotonic() - begun, rescan.unreadable[kind.value]

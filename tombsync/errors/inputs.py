@@ -35,6 +35,7 @@ class NothingThere(TombsyncError):
     """A channel, quality or hour was asked for that is not in the tree."""
 
     where: str
+    reason: str = "there is no such directory in the segment tree"
 
     @property
     def hint(self) -> str:  # type: ignore[override] # made of the data
@@ -42,7 +43,7 @@ class NothingThere(TombsyncError):
         return f"`tombsync ls{' ' + above if above else ''}` shows what is there"
 
     def __str__(self) -> str:
-        return f"{self.where}: there is no such directory in the segment tree"
+        return f"{self.where}: {self.reason}"
 
 
 @dataclass(eq=False)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from tombsync.errors import StateRefused
 from tombsync.index import files
 from tombsync.index.batches import Outcome
 from tombsync.index.reader import Due
@@ -61,6 +62,7 @@ class Writer:
         self._places: dict[tuple[str, str], int] = {}
         self._peers: list[int] = []
         self.tally = Tally()
+        self._miscounted = False  # the tally is not that of the index
         try:
             with files.translated(self.path):
                 self._load()
@@ -93,6 +95,9 @@ class Writer:
     def transaction(self) -> Iterator[None]:
         """All or nothing. The tally is loaded again where it might have run ahead of what was kept."""
         with files.translated(self.path):
+            if self._miscounted:
+                self._load()
+                self._miscounted = False
             self.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -113,17 +118,16 @@ class Writer:
         """
         if len(seen) == 1:
             with files.translated(self.path):
-                if hidden := self._hide(*seen[0], now_ns):
-                    self._count_hidden(hidden)
-                    return [hidden]
+                hidden = self._hide(*seen[0], now_ns)
+            if hidden:
+                self._count_all([hidden])
+                return [hidden]
         news: list[Hidden] = []
         with self.transaction():
             for sighting, sight in seen:
                 if hidden := self._hide(sighting, sight, now_ns) or self._seen_again(sighting, sight, now_ns):
                     news.append(hidden)
-        with files.translated(self.path):
-            for hidden in news:
-                self._count_hidden(hidden)
+        self._count_all(news)
         return news
 
     def _hide(self, sighting: Sighting, sight: Sight, now_ns: int) -> Hidden | None:
@@ -159,6 +163,15 @@ class Writer:
         if not in_tree:
             self.execute("UPDATE marker SET in_tree = 1 WHERE id = ?", (marker,))
         return None
+
+    def _count_all(self, news: Sequence[Hidden]) -> None:
+        """After the commit. A disk that fails now must not keep the news back: the tally is loaded again later."""
+        try:
+            with files.translated(self.path):
+                for hidden in news:
+                    self._count_hidden(hidden)
+        except StateRefused:
+            self._miscounted = True
 
     def _count_hidden(self, hidden: Hidden) -> None:
         if hidden.first:

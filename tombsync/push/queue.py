@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from tombsync import plan
 from tombsync.index import Due, Outcome, Reader
@@ -66,19 +66,21 @@ class Queue:
 
     def fresh(self, room: int) -> list[Due]:
         """What is new. `room`: how many more the session takes; a few go out even without."""
-        if self._unoffered:
-            return self._fresh_from_index(max(_FRESH_ROOM, room))
-        rows = []
+        rows: list[Due] = []
         while self._offered:
             row = self._offered.popleft()
+            if self._unoffered:  # looked at behind the row: there may be some before it that were not offered
+                break
             if row.marker > self._high:  # else a query found it before it was offered
                 self._high = row.marker
                 rows.append(row)
-        return rows[::-1]
+        rows.reverse()
+        return [*self._fresh_from_index(max(_FRESH_ROOM, room)), *rows] if self._unoffered else rows
 
     def _fresh_from_index(self, room: int) -> list[Due]:
         self._unoffered = False  # before the query: what is committed after it is offered, or sets this again
         self._offered.clear()
+        busy = self._busy()
         rows = self._reader().due(self._peer, above=self._high, limit=room + 1)
         if not rows:
             return []
@@ -89,18 +91,25 @@ class Queue:
             self._backlog.clear()
         elif self._low is None:
             self._low = rows[-1].marker
-        return self._idle(rows)
+        return [row for row in rows if row.marker not in busy]
 
     def backlog(self, room: Callable[[int], int]) -> list[Due]:
         """Older ones. `room(n)`: how many of n the session takes."""
         if self._backlog_left and not self._backlog:
+            busy = self._busy()
             rows = self._reader().due(self._peer, below=self._low, limit=TRANSACTION_ROWS)
             self._backlog_left = len(rows) == TRANSACTION_ROWS
             if rows:
                 self._low = rows[-1].marker
                 self._high = max(self._high, rows[0].marker)
-                self._backlog.extend(self._idle(rows))
+                self._backlog.extend(row for row in rows if row.marker not in busy)
         return [self._backlog.popleft() for _ in range(room(len(self._backlog)))]
+
+    def _busy(self) -> set[int]:
+        """What is not to be submitted now. Taken before a query: an outcome that is committed after it, and is busy no
+        more, may still be due in its rows.
+        """
+        return {*self._submitted, *self._uncommitted}
 
     @property
     def waiting(self) -> bool:
@@ -110,9 +119,6 @@ class Queue:
     def until(self, now: float) -> float:
         """Seconds until something is due again, at most; without an answer of the peer or an offer."""
         return max(0.0, min(self._sweep_at, self._verify_at or now) - now)
-
-    def _idle(self, rows: Iterable[Due]) -> list[Due]:
-        return [row for row in rows if row.marker not in self._submitted and row.marker not in self._uncommitted]
 
     def jobs(self, rows: Sequence[Due], *, verify: bool = False) -> list[Job]:
         """Note these as submitted, and say how. One that may be there already is asked for first."""
@@ -183,6 +189,7 @@ class Queue:
         """What is to be asked for again, once nothing else is left to do; and whether a verify has just ended."""
         if self._backlog or self._backlog_left or self._verify_at is None or now < self._verify_at:
             return [], False
+        busy = self._busy()
         if not self._verify:
             rows = self._reader().confirmed(self._peer, below=self._verify_below, limit=TRANSACTION_ROWS)
             if not rows:
@@ -193,7 +200,8 @@ class Queue:
                 return [], True
             self._verify_below = rows[-1].marker
             self._verify.extend(rows)
-        return self._idle([self._verify.popleft() for _ in range(room(len(self._verify)))]), False
+        rows = [self._verify.popleft() for _ in range(room(len(self._verify)))]
+        return [row for row in rows if row.marker not in busy], False
 
     # -- answers ------------------------------------------------------------------------------------------------------
 

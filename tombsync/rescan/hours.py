@@ -31,6 +31,7 @@ class PassState:
     first_of_process: int
     settleable: int = 0  # a listing of this pass or an earlier one of this process may settle now
     left_unsettled: bool = False
+    unreadable: int = 0  # hours of this pass that could not be listed
 
 
 class HourVisitor:
@@ -73,14 +74,14 @@ class HourVisitor:
             except (FileNotFoundError, NotADirectoryError):
                 fd = None
             except OSError as exc:
-                self._cannot_read(hour, exc)
+                self._cannot_read(hour, exc, state)
                 return
             if fd is not None:
                 self._gone.pop(hour, None)
                 try:
                     self._compare(root_fd, fd, hour, row, state)
                 except OSError as exc:
-                    self._cannot_read(hour, exc)
+                    self._cannot_read(hour, exc, state)
                 finally:
                     os.close(fd)
                 return
@@ -97,7 +98,8 @@ class HourVisitor:
                     self._mailbox.put_sightings([Sighting(row.marked, Source.RESCAN, time.monotonic_ns())])
             yield
 
-    def _cannot_read(self, hour: Hour, exc: OSError) -> None:
+    def _cannot_read(self, hour: Hour, exc: OSError, state: PassState) -> None:
+        state.unreadable += 1
         if hour not in self._unreadable:
             self._unreadable.add(hour)
             log.warning("%s cannot be listed: %s", printable(hour.path), exc.strerror)
@@ -158,8 +160,8 @@ class HourVisitor:
         """Put vanished tombstones back once they have been gone for long enough; True while some still wait."""
         now = time.monotonic()
         before = self._missing.pop(hour, {})
-        since = {stem: before.get(stem, now) for stem in stems}
-        for stem in stems:
+        since = {stem: before.get(stem, now) for stem in stems if self._was_file(Marked(hour, stem))}
+        for stem in list(since):
             need = plan.reconcile(
                 recorded=True,
                 in_tree=True,
@@ -174,6 +176,11 @@ class HourVisitor:
             self._missing[hour] = since
             self._visit_again(hour, plan.look_again_at(min(since.values()), now))
         return bool(since)
+
+    def _was_file(self, marked: Marked) -> bool:
+        """A directory or link that hid something goes on hiding; as a file it would go to every peer."""
+        row = self._reader.marker(marked)
+        return row is None or row.pushable or bool(marked.unsafe)
 
     def _restore(self, root_fd: int, marked: Marked) -> bool:
         try:

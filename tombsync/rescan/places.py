@@ -35,10 +35,12 @@ class Places:
         self._lost: set[PlaceName] = set()
         self._unreadable: set[str] = set()
         self._links: set[str] = set()
+        self.unreadable = 0  # channels and places that could not be listed since `refresh`
 
     def refresh(self) -> None:
-        """Read again what the index knows."""
+        """Begin again: read what the index knows."""
         self._known = self._reader.places()
+        self.unreadable = 0
 
     def key(self, place: PlaceName) -> int | None:
         """The index's key of a place; None where it is new."""
@@ -130,15 +132,16 @@ class Places:
         return self._known.get(place, (None, False))[1]
 
     def _tell_links(self, names: Sequence[str], *parts: str) -> None:
-        """A link below ROOT is not followed: what lies behind it is not seen, hidden or delivered. Told once."""
+        """A link above the hours, or in the place of one, is not followed. Told once."""
         for name in names:
             path = "/".join((*parts, name))
             if path not in self._links and len(self._links) < _MOST_LINKS_TOLD:
                 self._links.add(path)
-                text = f"{printable(path)} is a link to a directory and not followed: nothing behind it is looked at"
+                text = f"{printable(path)} is a link and not followed: nothing behind it is seen, hidden or delivered"
                 self._audit.record(Event.LINK_NOT_FOLLOWED, text)
 
     def _cannot_list(self, path: str, exc: OSError) -> None:
+        self.unreadable += 1
         if path not in self._unreadable:
             self._unreadable.add(path)
             log.warning("%s cannot be listed: %s", printable(path), exc.strerror)

@@ -59,8 +59,8 @@ class Progress:
 
 
 class Rescan:
-    """A worker. All fields belong to its thread, except `_due` and `_requested`, which `_lock` guards, and the three
-    public ones, which it writes and everybody reads.
+    """A worker. All fields belong to its thread, except `_due` and `_requested`, which `_lock` guards, and the public
+    ones, which it writes and everybody reads.
     """
 
     name = "rescan"
@@ -114,6 +114,8 @@ class Rescan:
         self.first_done = threading.Event()
         self.progress: Progress | None = None
         self.completed: dict[str, float] = {}  # kind -> Unix time
+        self.unreadable: dict[str, int] = {}  # kind -> directories that could not be read
+        self.doubt: RootMissing | RootNotBelieved | None = None  # why the last turn gave its rescan up
 
     # -- asked from other threads -------------------------------------------------------------------------------------
 
@@ -169,6 +171,7 @@ class Rescan:
                     return
         except (RootMissing, RootNotBelieved) as exc:
             log.warning("the rescan stops: %s", exc)
+            self.doubt = exc
             self._pass = None
             self._wait(WAIT_S)  # the guard finds out for itself
 
@@ -265,6 +268,7 @@ class Rescan:
         state = self._state
         state.number += 1
         state.left_unsettled = False
+        state.unreadable = 0
         while self._ended and self._ended[0][1] <= now - SETTLE_S:
             state.settleable = self._ended.popleft()[0]
         self._mailbox.put_bulk(Facts({"pass": state.number}))  # before the first row that carries it
@@ -281,11 +285,21 @@ class Rescan:
         self.progress = None
         self.completed[kind.value] = finished
         self._metrics.rescan_seconds.labels(kind.value).observe(took_s)
-        ended = {f"rescan_{kind.value}_ns": int(finished * 1e9), f"rescan_{kind.value}_s": took_s}
+        unreadable = self._state.unreadable + (self._places.unreadable if kind is not RescanKind.SETTLE else 0)
+        self.unreadable[kind.value] = unreadable
+        ended = {
+            f"rescan_{kind.value}_ns": int(finished * 1e9),
+            f"rescan_{kind.value}_s": took_s,
+            f"rescan_{kind.value}_unreadable": unreadable,
+        }
         self._mailbox.put_urgent(Facts({"rescan_kind": None, **ended}))
         if kind is not RescanKind.SETTLE:
             text = f"{kind.value} rescan completed in {took_s:.1f} s"
-            self._audit.record(Event.RESCAN_COMPLETED, text, elapsed_ms=took_s * 1e3, kind=kind.value)
+            if unreadable:
+                text += f"; {unreadable} directories could not be read, and what is new in them is not known"
+            self._audit.record(
+                Event.RESCAN_COMPLETED, text, elapsed_ms=took_s * 1e3, kind=kind.value, unreadable=unreadable
+            )
             self.first_done.set()
 
     def _tell_progress(self, progress: Progress) -> None:

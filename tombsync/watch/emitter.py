@@ -53,6 +53,7 @@ class Changes(FileSystemEvent):
     """What one read of the kernel's queue told, tombstones first. `read_ns` is the monotonic clock."""
 
     marked: list[Marked] = field(default_factory=list)
+    directories: set[Marked] = field(default_factory=set)  # of `marked`, those that were one
     segments: list[tuple[Hour, str, bool]] = field(default_factory=list)  # file names, and whether they are there
     disturbed: set[Hour] = field(default_factory=set)  # a tombstone or the directory itself went
     mistakes: list[tuple[Hour, str]] = field(default_factory=list)
@@ -192,13 +193,15 @@ class HourEmitter(EventEmitter):
                 self._remove(wd)
             self._changes.disturbed.add(hour)
         elif name:
-            self._see(hour, name, present=bool(mask & _APPEARED))
+            self._see(hour, name, present=bool(mask & _APPEARED), directory=bool(mask & flags.ISDIR))
 
-    def _see(self, hour: Hour, name: str, *, present: bool) -> None:
+    def _see(self, hour: Hour, name: str, *, present: bool, directory: bool = False) -> None:
         kind, stem = classify(name)
         if kind is Kind.TOMBSTONE:
             if present:
-                self._changes.marked.append(Marked(hour, stem))
+                self._changes.marked.append(marked := Marked(hour, stem))
+                if directory:
+                    self._changes.directories.add(marked)
             else:
                 self._changes.disturbed.add(hour)
         elif kind is Kind.TS or kind is Kind.JSON:

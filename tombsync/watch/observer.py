@@ -112,7 +112,9 @@ class _Handler(FileSystemEventHandler):
             return
         self._beats.beat("watch")
         if event.marked:
-            self._mailbox.put_sightings([Sighting(marked, Source.WATCH, event.read_ns) for marked in event.marked])
+            self._mailbox.put_sightings(
+                [Sighting(marked, Source.WATCH, event.read_ns, marked in event.directories) for marked in event.marked]
+            )
         for batch in _batches(event.segments):
             if not self._mailbox.offer_bulk(batch):
                 self._on_disturbed(batch.hour)
