@@ -642,7 +642,7 @@ def test_at_the_limit_of_watches_the_newest_hours_keep_theirs(tmp_path: Path) ->
         assert markers(agent) == {f"desertbus/source/{hour.name}/{segment_stem(0)}": "watch" for hour in hours[-7:]}
         agent.run("rescan")
         assert len(markers(agent)) == 12
-        assert agent.metric("missed_by_watch_total") == 5
+        wait_for(lambda: agent.metric("missed_by_watch_total") == 5, "the missed ones to be counted")
 
         # A new hour takes the place of the oldest one, however often.
         for number in range(12, 15):
