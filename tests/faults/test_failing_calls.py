@@ -21,7 +21,7 @@ import click
 import pytest
 
 from tests.faults.calls import CHANGES, Call, Fault, need_injection
-from tests.faults.world import World, stem, tombstones
+from tests.faults.world import World, looks, stem, tombstones
 from tests.faults.zygote import Zygote
 from tests.support.sshd import Sshd
 from tests.support.waiting import wait_for
@@ -62,7 +62,7 @@ def in_place(world: World) -> bool:
     stems = STEMS
     if world.agent.records("index-set-aside"):  # a tombstone that somebody removed was known to the index alone
         stems = STEMS - {VANISHED} | tombstones(world.root)
-    return world.converges(stems, set())
+    return looks(world, stems)
 
 
 def live(world: World, failure: Failure, at: int, every: int = 0) -> Fault:
