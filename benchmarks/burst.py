@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from benchmarks import trees
-from benchmarks.common import Report, parser, touch, work_directory
+from benchmarks.common import Report, await_fast_creates, parser, touch, work_directory
 from benchmarks.hide import new_agent, settle
 from tests.support.agent import peer_table
 from tests.support.sshd import Sshd
@@ -27,6 +27,7 @@ def main() -> None:
     report = Report("burst", options.json)
     hours = [Hour("desertbus", "source", trees.FIRST_HOUR + number) for number in range(_HOURS)]
     with work_directory(options.work) as base, Sshd() as one, Sshd() as two:
+        await_fast_creates(base)
         for server in (one, two):
             (Path(server.root) / "desertbus" / "source").mkdir(parents=True)
         root = base / f"burst-tree-{time.monotonic_ns()}"

@@ -13,7 +13,7 @@ from pathlib import Path
 from inotify_simple import INotify, flags
 
 from benchmarks import trees
-from benchmarks.common import Report, measure, parser, touch, work_directory
+from benchmarks.common import Report, await_fast_creates, measure, parser, touch, work_directory
 from tests.support.agent import AgentProcess, peer_table
 from tests.support.relay import Relay
 from tests.support.sshd import Sshd
@@ -139,6 +139,7 @@ def main() -> None:
     options = options_parser.parse_args()
     report = Report("catchup", options.json)
     with work_directory(options.work) as base, Sshd(limit_open_files=options.files) as server:
+        await_fast_creates(base)
         source = base / f"rsync-source-{time.monotonic_ns()}"
         fill(source, options.count)
         with Relay((server.host, server.port)) as relay:

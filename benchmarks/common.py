@@ -63,6 +63,10 @@ class Report:
             print(json.dumps({"benchmark": self._name, "machine": machine(), "figures": self.figures}, indent=2))
 
 
+_FAST_CREATE_S = 40e-6
+_LONGEST_WAIT_S = 300.0
+
+
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     cpu = ""
@@ -98,6 +102,22 @@ def work_directory(given: Path | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="tombsync-bench-") as made:
         yield Path(made)
+
+
+def await_fast_creates(base: Path) -> None:
+    """Wait while making files is slow: on ext4 for some minutes after many were removed nearby (20 us become 700).
+
+    Gives up after a while, and says so: figures of that run are then the disk's.
+    """
+    begun = time.monotonic()
+    while True:
+        directory = Path(tempfile.mkdtemp(prefix="creates-", dir=base))
+        each_s = measure(lambda here=directory: [touch(here / f"x{number}") for number in range(1000)]) / 1000
+        waited_s = time.monotonic() - begun
+        if each_s <= _FAST_CREATE_S or waited_s > _LONGEST_WAIT_S:
+            print(f"# a file is made in {each_s * 1e6:.0f} us, after a wait of {waited_s:.0f} s", file=sys.stderr)
+            return
+        time.sleep(5)
 
 
 class CommitWatch:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks import trees
 from benchmarks.catchup import Through
-from benchmarks.common import Report, parser, percentile, touch, work_directory
+from benchmarks.common import Report, await_fast_creates, parser, percentile, touch, work_directory
 from benchmarks.hide import new_agent
 from tests.support.agent import AgentProcess, peer_table
 from tests.support.relay import Relay
@@ -63,6 +63,7 @@ def main() -> None:
     without: list[float] = []
     with_bad: list[float] = []
     with work_directory(options.work) as base, ExitStack() as stack:
+        await_fast_creates(base)
         servers = [stack.enter_context(Sshd()) for _ in range(_GOOD + 2)]
         for server in servers:
             (Path(server.root) / _HOUR.path).mkdir(parents=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 from inotify_simple import INotify, flags
 
 from benchmarks import trees
-from benchmarks.common import Report, parser, percentile, spread, touch, work_directory
+from benchmarks.common import Report, await_fast_creates, parser, percentile, spread, touch, work_directory
 from tests.support.agent import AgentProcess, peer_table
 from tests.support.sshd import Sshd
 from tombsync.index import index_path
@@ -173,6 +173,7 @@ def main() -> None:
     options = options_parser.parse_args()
     report = Report("push", options.json)
     with work_directory(options.work) as base, two_servers() as servers:
+        await_fast_creates(base)
         bare = Bare(servers[0])
         placed, confirmed = through_agent(base, servers, options.touches, bare)
         bare.close()

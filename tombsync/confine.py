@@ -59,6 +59,8 @@ _RULESET_ATTR = struct.Struct("=Q")  # landlock_ruleset_attr of ABI 1: handled_a
 _PATH_BENEATH_ATTR = struct.Struct("=Qi")  # landlock_path_beneath_attr, packed: allowed_access, parent_fd
 
 _OWN_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EACCES)  # not mounted yet, or not for this account
+_FAULT_HINT = "see the kernel's log for faults of the disk; the agent can be started again when it answers"
 _SHORTAGE_HINT = "the limit of open files (LimitNOFILE) or the memory of the machine is used up"
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -109,8 +111,9 @@ def confine(
     directory is not (not mounted yet), it gets no rule and `Confinement.without_rule` says so.
 
     Raises ConfinementUnavailable where the kernel cannot do it or where the tree lies inside a directory in which
-    removing is allowed, and StateRefused where the state directory cannot be opened, or any of them for want of
-    descriptors or memory. Nothing is restricted then, but new privileges may already be given up.
+    removing is allowed, and StateRefused where the state directory cannot be opened, or any of the others is there and
+    cannot: a disk's fault, no descriptor or memory left. Nothing is restricted then, but new privileges may already be
+    given up.
     """
     _require_single_thread()
     abi = abi_version()
@@ -135,8 +138,9 @@ def confine(
             try:
                 _allow(ruleset, path, allowed)
             except OSError as error:
-                if error.errno in _OWN_SHORTAGES:  # it may well be there, and without its rule nothing would work in it
-                    raise StateRefused(path, error.strerror or str(error), _SHORTAGE_HINT) from error
+                if error.errno not in _ABSENT:  # it is there, and without its rule nothing would ever work in it
+                    hint = _SHORTAGE_HINT if error.errno in _OWN_SHORTAGES else _FAULT_HINT
+                    raise StateRefused(path, error.strerror or str(error), hint) from error
                 without_rule.append(path)
         try:
             _allow(ruleset, "/dev/null", _WRITE_FILE, os.O_PATH)

@@ -12,7 +12,7 @@ import errno
 import os
 import random
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from typing import NamedTuple
 import click
 import pytest
 
-from tests.faults.calls import CHANGES, Call, Fault, need_injection
+from tests.faults.calls import CHANGES, Fault, need_injection
 from tests.faults.world import World, looks, stem, tombstones
 from tests.faults.zygote import Zygote
 from tests.support.sshd import Sshd
@@ -141,7 +141,7 @@ def test_the_agent_survives_any_failure_or_ends_with_its_reason(
 
     whole = run(0)
     count = len(whole.seen)
-    points = [call.number for call in whole.seen if not opens_root_for_its_rule(failure, call, whole.seen)]
+    points = [call.number for call in whole.seen]
     seed = random.randrange(1 << 32)
     if not EVERY_POINT:
         points = sorted(random.Random(seed).sample(points, min(SAMPLE, len(points))))
@@ -155,32 +155,6 @@ def test_the_agent_survives_any_failure_or_ends_with_its_reason(
     with capsys.disabled():
         click.echo(f"\n{failure}: {len(met)} points of about {count}" + ("" if EVERY_POINT else f" (seed {seed})"))
     assert len(met) > 0.7 * len(points)
-
-
-def opens_root_for_its_rule(failure: Failure, call: Call, seen: Sequence[Call]) -> bool:
-    """Whether this is the opening of ROOT by which it is allowed to the agent: see the next test."""
-    opened = [other for other in seen if other.name == "openat" and other.path.endswith("/segments")]
-    return failure.error == errno.EIO and bool(opened) and call == opened[0]
-
-
-@pytest.mark.xfail(reason="without its rule for ROOT an agent can put nothing back, and does not end", strict=True)
-def test_an_agent_that_cannot_allow_itself_its_root_ends_and_is_started_again(worlds: SimpleQueue[World]) -> None:
-    failure = next(failure for failure in FAILURES if failure.error == errno.EIO)
-    world = worlds.get()
-    try:
-        (at,) = (
-            call.number
-            for seen in (live(world, failure, 0).seen,)
-            for call in seen
-            if opens_root_for_its_rule(failure, call, seen)
-        )
-        fault = live(world, failure, at)
-        assert fault.hit is not None
-        assert fault.hit.path == str(world.root)
-    finally:
-        if world.agent.alive:
-            world.agent.kill()
-        worlds.put(world)
 
 
 def mark_until_nothing_fails(world: World, failure: Failure, *, agent_runs: bool) -> int:
