@@ -35,7 +35,7 @@ CLOSE_TIMEOUT_S = 2.0
 RETRY_FIRST_S = 0.05
 RETRY_MAX_S = 5.0  # journald restarts within a second or two; its queue then takes everything at once
 _AT_ONCE = 64  # records written between two looks at the queue
-LINGER_S = 0.02  # after the first record of a burst: delivering goes before putting into words (benchmarks/push.py)
+LINGER_S = 0.005  # after the first record of a burst: delivering goes before putting into words (benchmarks/push.py)
 SEND_TIMEOUT_S = 0.25  # how long one send waits in the kernel for room in journald's queue
 
 _FIELD_FORBIDDEN = re.compile("[^A-Z0-9_]")

@@ -97,7 +97,7 @@ def test_a_mark_made_with_the_agent_down_is_found_at_the_start(tmp_path: Path) -
         assert row is not None
         assert row.source == "rescan"
         assert agent.metric("missed_by_watch_total") == 0  # nobody watched
-        assert told_hidden(agent) == {MARK: 1}
+        wait_for(lambda: told_hidden(agent) == {MARK: 1}, "it to be told once")
 
 
 @pytest.mark.parametrize("down_between", [False, True])
@@ -131,7 +131,8 @@ def test_after_a_kill_hidden_stays_hidden_and_is_not_told_again(tmp_path: Path) 
             rescan(agent)
         assert is_true(agent, hour)
         assert agent.metric("tombstones") == 30
-        assert told_hidden(agent) == {f"{HOUR}/{segment_stem(second)}": 1 for second in range(0, 60, 2)}
+        every = {f"{HOUR}/{segment_stem(second)}": 1 for second in range(0, 60, 2)}
+        wait_for(lambda: told_hidden(agent) == every, "each to be told once")
 
 
 class Archive(threading.Thread):
@@ -291,7 +292,8 @@ def test_a_deleted_index_costs_one_rescan(tmp_path: Path, killed: bool) -> None:
         assert is_true(agent, hour)
         assert agent.hidden(MARK)
         assert not agent.records("index-set-aside")
-        assert len(agent.records("root-adopted")) == 2  # the same tree, under the identity that it has
+        # the same tree, under the identity that it has
+        wait_for(lambda: len(agent.records("root-adopted")) == 2, "it to be told")
         assert len(os.listdir(agent.root / ".tombsync")) == 1
 
 
@@ -863,7 +865,8 @@ def test_another_tree_in_its_place_is_not_believed_until_a_person_says_so(
         assert agent.listing(hour_of(agent.root / HOUR)) == []
         assert agent.hides(marked(theirs, segment_stem(4)))
         (own,) = os.listdir(agent.root / ".tombsync")
-        assert len(agent.records("root-adopted")) == 1  # the identity is still the index's
+        # the identity is still the index's
+        wait_for(lambda: len(agent.records("root-adopted")) == 1, "it to be told")
         assert own == f"root-{agent.records('root-adopted')[0]['MESSAGE'].split()[-1]}"
         agent.kill()
 
@@ -916,7 +919,7 @@ def test_a_quality_on_a_disk_of_its_own_that_is_unmounted_keeps_its_rows(tmp_pat
             wait_for(lambda: is_true(agent, other), "the rest of the tree to go on")
             assert agent.listing(hour_of(hour)) == [name for name in expected if segment_stem(2) not in name]
             assert agent.hidden(MARK)
-            assert len(agent.records("place-lost")) == 1
+            wait_for(lambda: len(agent.records("place-lost")) == 1, "the loss to be told")
             assert agent.metric("root_believed") == 1
             assert os.listdir(source) == []
 

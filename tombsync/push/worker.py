@@ -24,6 +24,8 @@ from tombsync.work import TRANSACTION_ROWS, WAIT_S, Mailbox
 log = logging.getLogger(__name__)
 
 PING_INTERVAL_S = 30.0  # an idle session is asked something, so that a dead peer shows although nobody marks
+_MANY = 64  # of a catch-up in flight: its answers are taken together, those of some ms (benchmarks/catchup.py)
+_GATHER_MS = 2
 _IDLE_WAIT_S = 5.0  # of a session without work: ten of them must cost nothing (benchmarks/idle.py)
 
 
@@ -142,6 +144,9 @@ class Pusher:
         return 0.0 if self._queue.waiting else min(_IDLE_WAIT_S, self._queue.until(now))
 
     def _wait(self, timeout_s: float) -> None:
+        many = self._session is not None and self._session.outstanding > _MANY
+        if many and timeout_s and self._poll_wake(_GATHER_MS):
+            return
         poller = select.poll()
         poller.register(self._wake_fd, select.POLLIN)
         if self._session is not None and not self._stopped:  # one that was closed would poll as readable for ever
@@ -149,6 +154,15 @@ class Pusher:
         for fd, _ in poller.poll(max(0, int(timeout_s * 1000 + 0.999))):
             if fd == self._wake_fd:
                 os.eventfd_read(self._wake_fd)
+
+    def _poll_wake(self, timeout_ms: int) -> bool:
+        """Wait for a wake alone, so that answers gather: few at a time cost more than they are worth."""
+        poller = select.poll()
+        poller.register(self._wake_fd, select.POLLIN)
+        if not poller.poll(timeout_ms):
+            return False
+        os.eventfd_read(self._wake_fd)
+        return True
 
     # -- the session --------------------------------------------------------------------------------------------------
 

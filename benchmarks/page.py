@@ -1,0 +1,74 @@
+"""Make benchmarks/README.md from the figures of `benchmarks/run --json`: `python -m benchmarks.page FILE… > README.md`.
+
+A later file's figures replace those of the same command in an earlier one.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+_TOP = """\
+# Figures
+
+Each benchmark is a command that prints what it measured and, where there is one, the ratio to a limit that it
+measured in the same run. None is a test: a machine with other work on it gives other times, and mostly the same
+ratios. This page is made from the last results ([results.json](results.json)) by `python -m benchmarks.page
+benchmarks/results.json`.
+
+## How to repeat them
+
+`tests/run` makes the environment. As root, on a machine with nothing else to do:
+
+```sh
+benchmarks/run --all --json > benchmarks/results.json    # two hours: ten million names and half an hour of churn
+benchmarks/run hide push                                 # some of them, as text
+.venv-tests/bin/python -m benchmarks.push --help         # one, with its options
+```
+
+`--work DIR` keeps the trees between runs (default: below TMPDIR). Traps:
+
+- On ext4, making a file costs up to thirty times as much for some minutes after many were removed nearby. What makes
+  many files waits for that to pass, and says so; nothing is removed between the rounds of one benchmark.
+- Whoever looks for a result again and again takes one of two cores away from what is measured. Where it matters the
+  benchmarks wait for inotify instead.
+- `find` is taken with a warm cache, right beside what it is compared with. ctime lags the clock by up to 5 ms.
+
+`hide` takes the time from right before the `touch` to the commit being seen from another process. `push` compares
+with one OPEN, and one OPEN and fsync, on an open session of the same library and server, one after each touch.
+`catchup` holds the session still while the tombstones are hidden, and compares with rsync over an open ssh connection
+through the same relay. lsyncd and rsync are Debian's packages.
+"""
+
+
+def main() -> None:
+    """The command."""
+    documents: dict[str, dict[str, Any]] = {}
+    for path in sys.argv[1:]:
+        for document in json.loads(Path(path).read_text(encoding="utf-8")):
+            documents[document["command"]] = document
+    print(_TOP)
+    print("## Last results\n")
+    machine = next(iter(documents.values()))["machine"]
+    print(
+        f"{machine['cores']} cores ({machine['cpu']}), {machine['memory_gib']} GiB, Linux {machine['kernel']},"
+        f" Python {machine['python']}, SQLite {machine['sqlite']}.\n"
+    )
+    for command, document in documents.items():
+        print(f"### `benchmarks.{command}`\n\n| figure | value | must | |\n|---|---|---|---|")
+        for figure, entry in document["figures"].items():
+            verdict = "" if entry.get("ok") is None else ("reached" if entry["ok"] else "**missed**")
+            print(f"| {figure} | {_value(entry['value'])} | {entry.get('must', '')} | {verdict} |")
+        print()
+
+
+def _value(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key.replace('_', ' ')} {number}" for key, number in value.items())
+    return str(value)
+
+
+if __name__ == "__main__":
+    main()
