@@ -10,9 +10,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from tombsync.errors import TombsyncError
 from tombsync.names import Marked
@@ -34,8 +33,7 @@ class Source(StrEnum):
     COMMAND = "command"
 
 
-@dataclass(frozen=True, slots=True)
-class Sighting:
+class Sighting(NamedTuple):
     """A tombstone was seen. `read_ns` is the monotonic clock when the event was read or the directory listed.
 
     `directory`: the event said that it was one, whatever stands there now.
@@ -47,8 +45,7 @@ class Sighting:
     directory: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Sight:
+class Sight(NamedTuple):
     """What lstat says of a tombstone. `owner_uid` and times are None where it is gone already."""
 
     regular: bool

@@ -134,6 +134,11 @@ class ModelSession:
         """Jobs submitted and not yet answered."""
         return len(self._requests) + len(self._answers) + len(self._arrived)
 
+    @property
+    def unsent(self) -> bool:
+        """Never: what was submitted is on its way."""
+        return False
+
     def room(self, waiting: int) -> int:
         """How many of `waiting` jobs to submit now."""
         return max(0, min(waiting, _WINDOW - self.outstanding))

@@ -194,6 +194,11 @@ class MemorySession:
         """Jobs submitted and not yet answered."""
         return len(self._waiting)
 
+    @property
+    def unsent(self) -> bool:
+        """Never: what was submitted is on its way."""
+        return False
+
     def room(self, waiting: int) -> int:
         """How many of `waiting` jobs to submit now."""
         return max(0, min(waiting, self._peer.window - len(self._waiting)))

@@ -22,6 +22,8 @@ def target_of(server: Sshd, root: Path | None = None) -> Target:
 
 def wait_readable(session: Session, until: float) -> None:
     """Wait as a pusher does; fail the test at `until` (monotonic)."""
+    if session.unsent:
+        return
     poller = select.poll()
     poller.register(session.fileno(), select.POLLIN)
     left_s = until - time.monotonic()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tombsync.index.schema import to_key
 from tombsync.names import Hour
@@ -111,8 +111,7 @@ class MarkersForgotten:
         self.on_commit(self.forgotten)
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What became of one delivery. `asked_at_ns` is wall time; `detail` is one line for people."""
 
     marker: int

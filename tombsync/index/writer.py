@@ -9,8 +9,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from tombsync.errors import StateRefused
 from tombsync.index import files
@@ -24,8 +23,7 @@ from tombsync.work import TRANSACTION_ROWS, Batch, Sight, Sighting
 _UNFINISHED = ""  # target of a peer whose deliveries are being made or dropped: after a crash both begin again
 
 
-@dataclass(frozen=True, slots=True)
-class Hidden:
+class Hidden(NamedTuple):
     """What a sighting changed at `at_ns` (wall time). `pushable`: due for every peer; `first`: it was not hidden."""
 
     marker: int

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from tombsync.names import Marked
 from tombsync.plan import State
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(NamedTuple):
     """One tombstone to deliver or to ask for.
 
     `probe`: ask whether it is there before creating it (a backlog, a verify). `make_hour`: a missing HOUR directory may
@@ -25,8 +23,7 @@ class Job:
     durable: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What became of a job; PENDING means that it has to be tried again.
 
     `reason`: a short word for the metric of failures. `placed`: it was not there, and this job created it.
@@ -44,6 +41,10 @@ class Session(Protocol):
 
     def room(self, waiting: int) -> int:
         """How many jobs may be submitted now, of `waiting`."""
+
+    @property
+    def unsent(self) -> bool:
+        """Whether the next call has something to send although nothing arrives: it should come soon."""
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Start jobs. Raises PeerError."""

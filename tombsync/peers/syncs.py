@@ -17,7 +17,7 @@ M = TypeVar("M")
 _SYNC_S = 1.5e-3  # one fsync on an idle disk
 _MOST_RUNNING = 64
 _FEW_PLACING = 8  # so little is being placed that nothing is held up
-_LONGEST_WAIT_S = 0.5  # of one placed among many: 10,000 stand by then (benchmarks/catchup.py)
+_LONGEST_WAIT_S = 2.0  # of one placed among many: 10,000 stand by then (benchmarks/catchup.py)
 
 
 class Syncs(Generic[M]):
@@ -44,14 +44,15 @@ class Syncs(Generic[M]):
         """Whether one more may be in flight."""
         return self.running < window(round_trip_s, _SYNC_S, least=1, most=_MOST_RUNNING)
 
-    def next(self, now: float, *, placing: int, round_trip_s: float) -> Hour | None:
-        """The hour to sync now, counted as running; None where none should be yet."""
+    def due(self, now: float, *, placing: int, round_trip_s: float) -> bool:
+        """Whether an hour should be synced now."""
         if not self._since or not self.may_run(round_trip_s):
-            return None
-        since, hour = self._since[0]
-        if placing > _FEW_PLACING and now - since < _LONGEST_WAIT_S:
-            return None
-        self._since.popleft()
+            return False
+        return placing <= _FEW_PLACING or now - self._since[0][0] >= _LONGEST_WAIT_S
+
+    def next(self) -> Hour:
+        """The hour that is due, counted as running."""
+        _, hour = self._since.popleft()
         self._busy.add(hour)
         self.running += 1
         return hour

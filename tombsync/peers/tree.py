@@ -88,6 +88,11 @@ class TreeSession:
     def _placing(self) -> int:
         return len(self._jobs) - self._syncs.members
 
+    @property
+    def unsent(self) -> bool:
+        """Whether the next call has something to send although nothing arrives."""
+        return self._syncs.due(time.monotonic(), placing=self._placing, round_trip_s=self.round_trip_s)
+
     def submit(self, jobs: Sequence[Job]) -> None:
         """Start jobs. Raises PeerError."""
         self._close_handles()
@@ -97,6 +102,7 @@ class TreeSession:
             self._in_hour[job.marked.hour] = self._in_hour.get(job.marked.hour, 0) + 1
         for steps, _ in begun:
             self._advance(steps, None)
+        self._start_syncs()
         self._flush()
 
     def ping(self) -> None:
@@ -111,6 +117,7 @@ class TreeSession:
     def collect(self, now: float) -> list[Answer]:
         """Handle what arrived. Raises PeerTimeout, PeerLost, PeerProtocol."""
         self._close_handles()
+        self._start_syncs()  # not behind what arrives: first the caller submits what there is room for then
         heard = self._receive()
         if heard or not self._waiting:
             self._last_heard = now
@@ -275,9 +282,8 @@ class TreeSession:
             del self._in_hour[hour]
 
     def _start_syncs(self) -> None:
-        now = time.monotonic()
-        while hour := self._syncs.next(now, placing=self._placing, round_trip_s=self.round_trip_s):
-            self._advance(self._sync_hour(hour), None)
+        while self.unsent:
+            self._advance(self._sync_hour(self._syncs.next()), None)
 
     def _request(self, steps: Steps | None, wanted: Request) -> None:
         self._next_id = request = (self._next_id + 1) & 0xFFFFFFFF
@@ -340,7 +346,6 @@ class TreeSession:
             self._advance(steps, wire.parse_reply(kind, body))
 
     def _flush(self) -> None:
-        self._start_syncs()
         if self._out:
             data, self._out = b"".join(self._out), []
             self._send(data)

@@ -139,6 +139,8 @@ class Pusher:
             self._wait(self._patience(session, now) if believed else WAIT_S)
 
     def _patience(self, session: Session, now: float) -> float:
+        if session.unsent:
+            return 0.0
         if session.outstanding:
             return WAIT_S
         return 0.0 if self._queue.waiting else min(_IDLE_WAIT_S, self._queue.until(now))
