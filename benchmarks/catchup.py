@@ -76,12 +76,10 @@ def by_agent(base: Path, server: Sshd, relay: Relay, delay_s: float, count: int)
     clear(server)
     for number in range(_HOURS):
         (agent.root / Hour("desertbus", "source", trees.FIRST_HOUR + number).path).mkdir(parents=True)
-    relay.set_delay(0)
+    relay.set_delay(delay_s)  # before the session begins, which measures the round trip then
     with agent:
         while agent.metric("peer_up", peer="node-b") < 1:
             time.sleep(0.01)
-        relay.set_delay(delay_s)
-        time.sleep(0.2)
         relay.stall("up")
         fill(agent.root, count)
         while agent.metric("tombstones") < count:
