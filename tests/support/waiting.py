@@ -9,8 +9,13 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def wait_for(condition: Callable[[], T], what: str = "the condition", timeout_s: float = 20.0) -> T:
-    """Look until `condition()` is true and return what it gave; fail the test after `timeout_s`."""
+def wait_for(
+    condition: Callable[[], T], what: str = "the condition", timeout_s: float = 20.0, *, pause_s: float = 0.005
+) -> T:
+    """Look until `condition()` is true and return what it gave; fail the test after `timeout_s`.
+
+    `pause_s`: between two looks.
+    """
     deadline = time.monotonic() + timeout_s
     while True:
         found = condition()
@@ -18,4 +23,4 @@ def wait_for(condition: Callable[[], T], what: str = "the condition", timeout_s:
             return found
         if time.monotonic() > deadline:
             raise AssertionError(f"{what} did not come true within {timeout_s:.0f} s")
-        time.sleep(0.005)
+        time.sleep(pause_s)

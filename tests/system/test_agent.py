@@ -1030,13 +1030,16 @@ def progress(agent: AgentProcess) -> dict[str, object] | None:
     return seen if rescan_seen and rescan_seen["running"] and rescan_seen["running"]["done"] else None
 
 
+@pytest.mark.timeout(150)
 def test_the_progress_of_a_first_index_can_be_seen(tmp_path: Path, large_root: Path) -> None:
     agent = AgentProcess(tmp_path, root=large_root)
     with agent.ending():
         agent.start(ready=False)
         assert wait_for(lambda: agent.get("/readyz")[0], "an answer") == 503
 
-        seen = wait_for(lambda: progress(agent), "some hours to be done") or {}
+        # It tells how far it is once a second, and stands still while it is looked at: some looks a second see it, and
+        # in between it has the time to get on.
+        seen = wait_for(lambda: progress(agent), "some hours to be done", 60, pause_s=0.1) or {}
         rescan_seen = seen["rescan"]
         assert isinstance(rescan_seen, dict)
         running = rescan_seen["running"]
