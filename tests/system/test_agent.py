@@ -1020,14 +1020,15 @@ def progress(agent: AgentProcess) -> dict[str, object] | None:
     """What the commands say of the running rescan once it has done some hours; it stands still while they are asked."""
     agent.signal(signal.SIGSTOP)
     try:
-        seen = status(agent) if (agent.state_dir / "index.sqlite").exists() else {}
-    except json.JSONDecodeError:
-        return None  # no index yet
+        done = agent.run("status", "--json", expect=None)
     finally:
         agent.signal(signal.SIGCONT)
-    rescan_seen = seen.get("rescan")
-    assert rescan_seen is None or isinstance(rescan_seen, dict)
-    return seen if rescan_seen and rescan_seen["running"] and rescan_seen["running"]["done"] else None
+    if done.returncode:  # no index yet, or it was stopped with a lock in its hand
+        return None
+    seen: dict[str, object] = json.loads(done.stdout)
+    rescan_seen = seen["rescan"]
+    assert isinstance(rescan_seen, dict)
+    return seen if rescan_seen["running"] and rescan_seen["running"]["done"] else None
 
 
 @pytest.mark.timeout(150)

@@ -33,6 +33,7 @@ from tombsync.index import (
     index_path,
     set_aside,
 )
+from tombsync.index.files import translated
 
 # An agent's lock, or an index with something in it; each says so, and lives until it is killed or its stdin ends.
 LOCK = """
@@ -639,3 +640,15 @@ def test_a_file_size_limit_refuses_as_well(path: Path) -> None:
     assert not damage_noted(str(path))
     assert len(hide(writer, HOUR, "one")) == 1
     writer.close()
+
+
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_BUSY, sqlite3.SQLITE_BUSY_SNAPSHOT, sqlite3.SQLITE_PROTOCOL])
+def test_a_lock_that_another_process_keeps_is_told_as_that_and_is_no_damage(code: int, tmp_path: Path) -> None:
+    path = str(tmp_path / "index.sqlite")
+    failure = sqlite3.OperationalError("locking protocol")
+    failure.sqlite_errorcode = code
+    with pytest.raises(StateRefused) as caught, translated(path):
+        raise failure
+    assert "another process holds it" in str(caught.value)
+    assert "whether the agent was stopped" in caught.value.hint
+    assert os.listdir(tmp_path) == []

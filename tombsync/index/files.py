@@ -24,6 +24,7 @@ _BUSY_TIMEOUT_S = 5.0  # only a checkpoint can hold the file from the one writer
 _LOOK_S = 0.01
 _MOST_LOOKS = 100
 # A missing table or column (SQLITE_ERROR while opening) is damage as well: the schema is not what its version says.
+_HELD_CODES = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_PROTOCOL)  # a lock that was not released in time
 _DAMAGE_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 
 
@@ -209,8 +210,12 @@ def _opening(path: str) -> Iterator[None]:
 
 def _translate(path: str, exc: sqlite3.Error) -> IndexDamaged | StateRefused:
     # The low byte is the primary result code, https://sqlite.org/rescode.html
-    if getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in _DAMAGE_CODES:
+    code = getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    if code in _DAMAGE_CODES:
         return IndexDamaged(path, str(exc))
+    if code in _HELD_CODES:
+        hint = "try again in a moment; where it stays so, see whether the agent was stopped (SIGSTOP)"
+        return StateRefused(path, f"another process holds it ({exc})", hint)
     return StateRefused(path, str(exc))
 
 
