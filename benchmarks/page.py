@@ -42,6 +42,8 @@ with one OPEN, and one OPEN and fsync, on an open session of the same library an
 through the same relay. lsyncd and rsync are Debian's packages.
 """
 
+_NAMES = ("names", "hide", "push", "catchup", "peers", "rescan", "idle", "scrape", "burst", "soak")
+
 
 def main() -> None:
     """The command."""
@@ -56,6 +58,8 @@ def main() -> None:
         f"{machine['cores']} cores ({machine['cpu']}), {machine['memory_gib']} GiB, Linux {machine['kernel']},"
         f" Python {machine['python']}, SQLite {machine['sqlite']}.\n"
     )
+    if missing := [name for name in _NAMES if name not in {command.split()[0] for command in documents}]:
+        print(f"Not among them: {', '.join(missing)}.\n")
     for command, document in documents.items():
         print(f"### `benchmarks.{command}`\n\n| figure | value | must | |\n|---|---|---|---|")
         for figure, entry in document["figures"].items():
