@@ -72,7 +72,8 @@ def by_agent(base: Path, server: Sshd, relay: Relay, delay_s: float, count: int)
     """Seconds until all are placed, and until all are confirmed: from the moment that the stalled session goes on."""
     through = Through(server, relay, base / "known_hosts")
     # A new directory each time: on ext4 creating is many times slower for a minute after a mass deletion.
-    agent = AgentProcess(base / f"catchup-{time.monotonic_ns()}", peers=[peer_table("node-b", through)])  # type: ignore[arg-type]
+    table = peer_table("node-b", through)  # type: ignore[arg-type] # it has all of a server that a table names
+    agent = AgentProcess(base / f"catchup-{time.monotonic_ns()}", peers=[table])
     clear(server)
     for number in range(_HOURS):
         (agent.root / Hour("desertbus", "source", trees.FIRST_HOUR + number).path).mkdir(parents=True)

@@ -23,7 +23,7 @@ benchmarks/results.json`.
 `tests/run` makes the environment. As root, on a machine with nothing else to do:
 
 ```sh
-benchmarks/run --all --json > benchmarks/results.json    # two hours: ten million names and half an hour of churn
+benchmarks/run --all --json > benchmarks/results.json    # long: ten million names, half an hour of churn
 benchmarks/run hide push                                 # some of them, as text
 .venv-tests/bin/python -m benchmarks.push --help         # one, with its options
 ```

@@ -66,11 +66,7 @@ class Event(Enum):
     HOST_KEY_CHANGED = "0bc701e426b54ce9ab91eb734becdcbe", CRITICAL, "a peer shows another host key: it gets nothing"
     PEER_ADDED = "ea2ba4d9e57c44878d3a72af96739090", NOTICE, "a peer was added; every tombstone is due for it"
     PEER_FORGOTTEN = "c1cd9a92acba4b0ab33d7497a3f98466", WARNING, "a peer was removed; what it confirmed is forgotten"
-    LINK_NOT_FOLLOWED = (
-        "3b70b9bedaf1444da3b9ab47cb3f720f",
-        WARNING,
-        "a link in the tree is not followed",
-    )
+    LINK_NOT_FOLLOWED = "3b70b9bedaf1444da3b9ab47cb3f720f", WARNING, "a link in the tree is not followed"
     OVERFLOW = "d353c3b41be3463dad8aa02c2185ac60", WARNING, "the kernel dropped file events; a rescan repairs it"
     WATCH_LIMIT = "920249ef95754c2d82459527a5d6e78f", ERROR, "no more watches are allowed; rescans find the rest"
     NETWORK_FILESYSTEM = "c78b434f8fd945c8a423ead4aaf9677d", WARNING, "remote writes to the tree raise no events here"

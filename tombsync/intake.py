@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import takewhile
 
 from tombsync.audit import Audit, Event
 from tombsync.errors import StateRefused
@@ -48,7 +49,7 @@ class Intake:
         self._hide_seconds = {source: metrics.hide_seconds.labels(source.value) for source in Source}
         self._stuck: list[Sighting] | list[Batch] = []
         self._told_of_refusal = False
-        self._unwatched: dict[Marked, float] = {}  # first seen by a rescan -> when (monotonic) it counts as missed
+        self._unwatched: dict[Marked, float] = {}  # first seen by a rescan -> when it counts as missed, by rising time
         self._stopped = threading.Event()
 
     def loop(self, now: float) -> None:
@@ -99,7 +100,7 @@ class Intake:
         return sight
 
     def _count_missed(self, now: float) -> None:
-        due = [marked for marked, at in self._unwatched.items() if at <= now]
+        due = [marked for marked, _ in takewhile(lambda entry: entry[1] <= now, self._unwatched.items())]
         for marked in due:
             del self._unwatched[marked]
         self._metrics.missed_by_watch.inc(len(due))

@@ -252,8 +252,12 @@ def test_peers_that_talk_nonsense_cost_the_others_nothing(zygote: Zygote, server
         stack.enter_context(world.agent.ending())
         world.agent.start()
         peak = peak_bytes(world)
+
+        def given_up(kind: str) -> bool:
+            return failures(world, *reasons, peer=kind) >= 2
+
         for kind in kinds:
-            wait_for(lambda kind=kind: failures(world, *reasons, peer=kind) >= 2, f"{kind} to be given up", WITHIN_S)  # type: ignore[misc]
+            wait_for(partial(given_up, kind), f"{kind} to be given up", WITHIN_S)
         marked = stems(100, 200)
         touch_all(world, marked)
         check_hides(world, marked)

@@ -23,8 +23,8 @@ _BUSY_TIMEOUT_S = 5.0  # only a checkpoint can hold the file from the one writer
 # A command that asks `agent_pid` holds the lock for some microseconds; an agent that starts then looks again.
 _LOOK_S = 0.01
 _MOST_LOOKS = 100
-# A missing table or column (SQLITE_ERROR while opening) is damage as well: the schema is not what its version says.
 _HELD_CODES = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_PROTOCOL)  # a lock that was not released in time
+# A missing table or column (SQLITE_ERROR while opening) is damage as well: the schema is not what its version says.
 _DAMAGE_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 
 

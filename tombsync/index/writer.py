@@ -35,8 +35,15 @@ class Hidden(NamedTuple):
 
     def due(self) -> Due:
         """Its delivery, to whichever peer, as it was just made."""
-        there, marked = False, self.sighting.marked
-        return Due(self.marker, marked, there, there, State.PENDING, self.at_ns, self.sighting.source)
+        return Due(
+            self.marker,
+            self.sighting.marked,
+            ever_there=False,
+            ever_confirmed=False,
+            state=State.PENDING,
+            hidden_at_ns=self.at_ns,
+            source=self.sighting.source,
+        )
 
 
 class Tally:

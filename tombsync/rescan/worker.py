@@ -115,7 +115,7 @@ class Rescan:
         self.progress: Progress | None = None
         self.completed: dict[str, float] = {}  # kind -> Unix time
         self.unreadable: dict[str, int] = {}  # kind -> directories that could not be read
-        self.doubt: RootMissing | RootNotBelieved | None = None  # why the last turn gave its rescan up
+        self.doubt: RootMissing | RootNotBelieved | None = None  # why a rescan was given up, the last time
 
     # -- asked from other threads -------------------------------------------------------------------------------------
 
