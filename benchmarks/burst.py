@@ -26,7 +26,7 @@ def main() -> None:
     options = options_parser.parse_args()
     report = Report("burst", options.json)
     hours = [Hour("desertbus", "source", trees.FIRST_HOUR + number) for number in range(_HOURS)]
-    with work_directory(options.work) as base, Sshd() as one, Sshd() as two:
+    with work_directory(options.work) as base, Sshd(kept_below=base) as one, Sshd(kept_below=base) as two:
         await_fast_creates(base)
         for server in (one, two):
             (Path(server.root) / "desertbus" / "source").mkdir(parents=True)

@@ -137,7 +137,7 @@ def main() -> None:
     options_parser.add_argument("--rounds", type=int, default=3)
     options = options_parser.parse_args()
     report = Report("catchup", options.json)
-    with work_directory(options.work) as base, Sshd(limit_open_files=options.files) as server:
+    with work_directory(options.work) as base, Sshd(limit_open_files=options.files, kept_below=base) as server:
         await_fast_creates(base)
         source = base / f"rsync-source-{time.monotonic_ns()}"
         fill(source, options.count)

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,19 @@ def await_fast_creates(base: Path) -> None:
             print(f"# a file is made in {each_s * 1e6:.0f} us, after a wait of {waited_s:.0f} s", file=sys.stderr)
             return
         time.sleep(5)
+
+
+@contextmanager
+def lowest_priority() -> Iterator[None]:
+    """Look at the lowest priority: on two cores whoever polls holds the core on which the process that it looks at
+    wakes, for a whole time slice (the p99 of a bare commit was 4.8 ms instead of 1.7).
+    """
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    try:
+        yield
+    finally:
+        with suppress(PermissionError):  # only root may go back at once
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 class CommitWatch:

@@ -6,7 +6,6 @@ python -m benchmarks.hide [--hours 556] [--touches 1000] [--only idle,rescan,fir
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +15,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks import load, trees
-from benchmarks.common import CommitWatch, Report, parser, percentile, spread, touch, work_directory
+from benchmarks.common import (
+    CommitWatch,
+    Report,
+    await_fast_creates,
+    lowest_priority,
+    parser,
+    percentile,
+    spread,
+    touch,
+    work_directory,
+)
 from tests.support.agent import AgentProcess, peer_table
 from tests.support.sshd import Sshd
 from tombsync.names import Hour
@@ -56,9 +65,9 @@ def touches(
 
 def bare(base: Path, count: int) -> list[float]:
     """The limit: one process that reads inotify and commits one row, nothing else."""
-    directory, database = base / "bare", base / "bare-state"
+    here = base / f"bare-{time.monotonic_ns()}"  # nothing is removed: creates would be slow for minutes
+    directory, database = here / "tree", here / "state"
     for path in (directory, database):
-        shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
     file = database / "index.sqlite"
     with subprocess.Popen([sys.executable, "-c", _BARE, str(directory), str(file)], stdout=subprocess.PIPE) as process:
@@ -66,15 +75,17 @@ def bare(base: Path, count: int) -> list[float]:
             assert process.stdout is not None
             process.stdout.readline()
             watch = CommitWatch(database)
-            return touches(directory, watch, count, pause_s=0.0, prefix="t", while_=lambda: True)
+            with lowest_priority():
+                return touches(directory, watch, count, pause_s=0.0, prefix="t", while_=lambda: True)
         finally:
             process.kill()
 
 
-def fresh_hour(root: Path, number: int) -> Path:
+def fresh_hour(root: Path) -> Path:
     """An hour of its own for the touches of one measurement."""
-    directory = root / Hour("desertbus", "source", trees.FIRST_HOUR + 60_000 + number).path
-    shutil.rmtree(directory, ignore_errors=True)
+    number = trees.FIRST_HOUR + 60_000
+    while (directory := root / Hour("desertbus", "source", number).path).exists():
+        number += 1
     directory.mkdir(parents=True)
     return directory
 
@@ -102,6 +113,7 @@ def main() -> None:
     wanted = options.only.split(",")
     with work_directory(options.work) as base:
         root = trees.kept(base, options.hours, options.per_hour)
+        await_fast_creates(base)
         if "first" in wanted:
             first(report, base, root, options.touches)
         if {"idle", "rescan"} & set(wanted):
@@ -113,8 +125,7 @@ def main() -> None:
 
 def new_agent(base: Path, root: Path, name: str, **more: object) -> AgentProcess:
     """An agent with an empty index."""
-    shutil.rmtree(base / name, ignore_errors=True)
-    return AgentProcess(base / name, root=root, **more)  # type: ignore[arg-type]
+    return AgentProcess(base / f"{name}-{time.monotonic_ns()}", root=root, **more)  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -129,13 +140,14 @@ def started(agent: AgentProcess) -> Iterator[None]:
 
 def steady(report: Report, base: Path, root: Path, count: int, wanted: list[str]) -> None:
     """Idle, then beside full rescans and arriving segments."""
-    directory = fresh_hour(root, 0)
+    directory = fresh_hour(root)
     agent = new_agent(base, root, "steady")
     with started(agent):
         settle(agent)
         watch = CommitWatch(agent.state_dir)
         limit = bare(base, count)
-        idle = touches(directory, watch, count, pause_s=0.0, prefix="i", while_=lambda: True)
+        with lowest_priority():
+            idle = touches(directory, watch, count, pause_s=0.0, prefix="i", while_=lambda: True)
         p50, p99 = percentile(idle, 0.5), percentile(idle, 0.99)
         ratio = p50 / percentile(limit, 0.5)
         report.add("bare", spread(limit))
@@ -164,7 +176,7 @@ def beside_rescans(agent: AgentProcess, root: Path, directory: Path, watch: Comm
 
 def first(report: Report, base: Path, root: Path, count: int) -> None:
     """While the index of the tree is made for the first time."""
-    directory = fresh_hour(root, 1)
+    directory = fresh_hour(root)
     agent = new_agent(base, root, "first")
     agent.start(ready=False)
     try:
@@ -195,15 +207,14 @@ def ready(agent: AgentProcess) -> bool:
 
 def catch_up(report: Report, base: Path, count: int) -> None:
     """While 10,000 tombstones go to each of three peers."""
-    root = base / "catchup-tree"
-    shutil.rmtree(root, ignore_errors=True)
+    root = base / f"catchup-tree-{time.monotonic_ns()}"
     for number in range(10):
         directory = root / Hour("desertbus", "source", trees.FIRST_HOUR + number).path
         directory.mkdir(parents=True)
         for index in range(1000):
             touch(directory / f"{trees.stem(number, index)}.tombstone")
-    directory = fresh_hour(root, 2)
-    with Sshd() as one, Sshd() as two, Sshd() as three:
+    directory = fresh_hour(root)
+    with Sshd(kept_below=base) as one, Sshd(kept_below=base) as two, Sshd(kept_below=base) as three:
         servers = (one, two, three)
         for server in servers:
             (Path(server.root) / "desertbus" / "source").mkdir(parents=True)

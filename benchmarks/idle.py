@@ -36,7 +36,7 @@ def main() -> None:
     report = Report("idle", options.json)
     with work_directory(options.work) as base, ExitStack() as stack:
         root = trees.kept(base, options.hours, options.per_hour, hard_links=options.hard_links)
-        servers = [stack.enter_context(Sshd()) for _ in range(options.peers)]
+        servers = [stack.enter_context(Sshd(kept_below=base)) for _ in range(options.peers)]
         tables = [peer_table(f"node-{number}", server) for number, server in enumerate(servers)]
         agent = new_agent(base, root, "idle", peers=tables)
         try:

@@ -15,23 +15,25 @@ from benchmarks import trees
 from tombsync.names import Hour
 
 _BURST = 20  # segments between two looks at the clock
+_PER_HOUR = 1800  # of one quality
 
 
 def arrive(root: Path, rate: float, seconds: float) -> None:
-    """Create segments in the newest hours of two qualities, `rate` a second."""
+    """Create segments in new hours of two qualities, `rate` a second; an hour holds as many as a real one."""
     begun, made = time.monotonic(), 0
-    targets = [Hour("desertbus", quality, trees.FIRST_HOUR + 50_000) for quality in ("source", "480p")]
-    for hour in targets:
-        (root / hour.path).mkdir(parents=True, exist_ok=True)
+    first = trees.FIRST_HOUR + 50_000
+    while (root / Hour("desertbus", "source", first).path).exists():
+        first += 1
     while (now := time.monotonic() - begun) < seconds:
         due = int(now * rate)
         while made < due:
             for _ in range(min(_BURST, due - made)):
-                hour = targets[made % 2]._replace(number=targets[made % 2].number + made // 100_000)
+                index = made // 2
+                hour = Hour("desertbus", ("source", "480p")[made % 2], first + index // _PER_HOUR)
                 directory = root / hour.path
-                if made % 100_000 < 2:
-                    directory.mkdir(parents=True, exist_ok=True)
-                fd = os.open(directory / f"{trees.stem(os.getpid() + hour.number, made)}.ts", os.O_WRONLY | os.O_CREAT)
+                if index % _PER_HOUR == 0:
+                    directory.mkdir(parents=True)
+                fd = os.open(directory / f"{trees.stem(hour.number, index)}.ts", os.O_WRONLY | os.O_CREAT)
                 os.close(fd)
                 made += 1
         time.sleep(0.002)

@@ -64,7 +64,7 @@ def main() -> None:
     with_bad: list[float] = []
     with work_directory(options.work) as base, ExitStack() as stack:
         await_fast_creates(base)
-        servers = [stack.enter_context(Sshd()) for _ in range(_GOOD + 2)]
+        servers = [stack.enter_context(Sshd(kept_below=base)) for _ in range(_GOOD + 2)]
         for server in servers:
             (Path(server.root) / _HOUR.path).mkdir(parents=True)
         slow = stack.enter_context(Relay((servers[-1].host, servers[-1].port), delay_s=0.1))

@@ -6,7 +6,6 @@ python -m benchmarks.push [--touches 500] [--lsyncd]
 from __future__ import annotations
 
 import os
-import shutil
 import sqlite3
 import subprocess
 import time
@@ -55,9 +54,9 @@ class Arrivals:
 
 
 @contextmanager
-def two_servers() -> Iterator[list[Sshd]]:
+def two_servers(base: Path) -> Iterator[list[Sshd]]:
     """Two sshd with the hour directory made."""
-    with Sshd() as one, Sshd() as two:
+    with Sshd(kept_below=base) as one, Sshd(kept_below=base) as two:
         for server in (one, two):
             (Path(server.root) / _HOUR.path).mkdir(parents=True)
         yield [one, two]
@@ -105,8 +104,8 @@ class Bare:
 
 def through_agent(base: Path, servers: list[Sshd], count: int, bare: Bare) -> tuple[list[float], list[float]]:
     """touch in the agent's tree -> on both peers, -> both confirmed in its index; each followed by a bare one."""
-    shutil.rmtree(base / "push", ignore_errors=True)
-    agent = AgentProcess(base / "push", peers=[peer_table(f"node-{n}", server) for n, server in enumerate(servers)])
+    tables = [peer_table(f"node-{n}", server) for n, server in enumerate(servers)]
+    agent = AgentProcess(base / f"push-{time.monotonic_ns()}", peers=tables)
     directory = agent.root / _HOUR.path
     directory.mkdir(parents=True)
     placed, confirmed = [], []
@@ -136,8 +135,7 @@ def through_agent(base: Path, servers: list[Sshd], count: int, bare: Bare) -> tu
 
 def through_lsyncd(base: Path, server: Sshd, delay_s: int, count: int) -> list[float]:
     """The same by lsyncd over rsync and ssh to one peer."""
-    source, config = base / f"lsyncd-{delay_s}", base / f"lsyncd-{delay_s}.lua"
-    shutil.rmtree(source, ignore_errors=True)
+    source, config = base / f"lsyncd-{time.monotonic_ns()}", base / f"lsyncd-{delay_s}.lua"
     source.mkdir()
     target = Path(server.root) / f"lsyncd-{delay_s}"
     target.mkdir()
@@ -172,7 +170,7 @@ def main() -> None:
     options_parser.add_argument("--lsyncd", action="store_true", help="compare with lsyncd (Debian's package)")
     options = options_parser.parse_args()
     report = Report("push", options.json)
-    with work_directory(options.work) as base, two_servers() as servers:
+    with work_directory(options.work) as base, two_servers(base) as servers:
         await_fast_creates(base)
         bare = Bare(servers[0])
         placed, confirmed = through_agent(base, servers, options.touches, bare)

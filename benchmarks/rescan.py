@@ -8,7 +8,6 @@ python -m benchmarks.rescan --hours 100000 --per-hour 10        the interval res
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import time
 from pathlib import Path
@@ -47,8 +46,7 @@ def main() -> None:
     with work_directory(options.work) as base:
         root = trees.kept(base, options.hours, options.per_hour, hard_links=options.hard_links)
         names = options.hours * options.per_hour
-        shutil.rmtree(base / "rescan", ignore_errors=True)
-        agent = AgentProcess(base / "rescan", root=root)
+        agent = AgentProcess(base / f"rescan-{time.monotonic_ns()}", root=root)
         find_s = warm_find(root)
         report.add("names", names)
         report.add("find", f"{find_s:.2f} s")

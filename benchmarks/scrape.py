@@ -5,7 +5,6 @@ python -m benchmarks.scrape [--scrapes 500]
 
 from __future__ import annotations
 
-import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -68,13 +67,12 @@ def beside_rescans(agent: AgentProcess, root: Path, count: int) -> list[float]:
 
 def beside_catch_up(base: Path, count: int) -> list[float]:
     """10,000 tombstones are due for each of three peers, from the start."""
-    root = base / "scrape-tree"
-    shutil.rmtree(root, ignore_errors=True)
+    root = base / f"scrape-tree-{time.monotonic_ns()}"
     for number in range(10_000):
         directory = root / Hour("desertbus", "source", trees.FIRST_HOUR + number % 10).path
         directory.mkdir(parents=True, exist_ok=True)
         touch(directory / f"{trees.stem(number % 10, number)}.tombstone")
-    with Sshd() as one, Sshd() as two, Sshd() as three:
+    with Sshd(kept_below=base) as one, Sshd(kept_below=base) as two, Sshd(kept_below=base) as three:
         servers = (one, two, three)
         for server in servers:
             (Path(server.root) / "desertbus" / "source").mkdir(parents=True)

@@ -58,7 +58,7 @@ def main() -> None:
     options_parser.add_argument("--minutes", type=float, default=30)
     options = options_parser.parse_args()
     report = Report("soak", options.json)
-    with work_directory(options.work) as base, Sshd() as server:
+    with work_directory(options.work) as base, Sshd(kept_below=base) as server:
         (Path(server.root) / "desertbus" / "source").mkdir(parents=True)
         root = base / f"soak-tree-{time.monotonic_ns()}"
         root.mkdir(parents=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import takewhile
 
+from tombsync import precedence
 from tombsync.audit import Audit, Event
 from tombsync.errors import StateRefused
 from tombsync.index import Hidden, Writer
@@ -83,6 +84,7 @@ class Intake:
         seen = [(sighting, self._sight(sighting)) for sighting in sightings]
         news = self._writer.hide(seen, time.time_ns())
         committed_ns = time.monotonic_ns()
+        precedence.release(precedence.HIDE)
         if news:
             self._on_news(news)
         for hidden in news:

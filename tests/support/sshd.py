@@ -57,6 +57,7 @@ class Sshd:
     It accepts one key for the current user, and serves the whole file system as sftp-server does; `root` is a
     directory of its own that stands for a peer's segment tree. `config` holds further lines of sshd_config, which win
     over those here (sshd takes the first). `limit_open_files` is RLIMIT_NOFILE of the server and its sessions.
+    `kept_below`: make the directory there and leave it, as removing many files slows down what follows on a disk.
 
     Every method returns when what it does has happened, and raises TimeoutError where that takes more than WAIT_S.
     Owner: the test's thread.
@@ -79,18 +80,20 @@ class Sshd:
         host_key_types: Sequence[str] = ("ed25519",),
         limit_open_files: int | None = None,
         config: Iterable[str] = (),
+        kept_below: Path | None = None,
     ) -> None:
         self.user = pwd.getpwuid(os.getuid()).pw_name
         self._sftp_args = sftp_args
         self._host_key_types = tuple(host_key_types)
         self._limit_open_files = limit_open_files
         self._config = tuple(config)
+        self._kept_below = kept_below
         self._process: subprocess.Popen[bytes] | None = None
         self._frozen = False
 
     def __enter__(self) -> Self:
         self._sshd, self._keygen = need("sshd"), need("ssh-keygen")
-        self.directory = Path(tempfile.mkdtemp(prefix="tombsync-sshd-"))
+        self.directory = Path(tempfile.mkdtemp(prefix="tombsync-sshd-", dir=self._kept_below))
         try:
             self._prepare()
             self._start_on_some_port()
@@ -257,7 +260,8 @@ class Sshd:
         try:
             self.stop()
         finally:
-            _remove_tree(self.directory)
+            if self._kept_below is None:
+                _remove_tree(self.directory)
 
 
 class _Process(NamedTuple):

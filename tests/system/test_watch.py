@@ -818,11 +818,8 @@ from tombsync.cli.main import main
 from tombsync.daemon import agent
 
 class FailingMailbox(agent.Mailbox):
-    def put_sightings(self, sightings):
-        sightings = list(sightings)
-        if any(sighting.source == "watch" for sighting in sightings):
-            raise RuntimeError("the handler fails")
-        super().put_sightings(sightings)
+    def offer_bulk(self, batch):
+        raise RuntimeError("the handler fails")
 
 agent.Mailbox = FailingMailbox
 agent.STALLED_AFTER_S = 5.0  # more than any turn takes here
@@ -843,7 +840,7 @@ def test_a_watcher_that_fails_ends_the_process(tmp_path: Path, program: str, rea
         agent.start(ready=False)
         if program is FAILING_HANDLER:
             wait_for(agent.is_ready, "the agent to be ready")
-            (hour / f"{segment_stem(0)}.tombstone").touch()
+            (hour / f"{segment_stem(100)}.ts").touch()
         assert agent.wait() == 1
         (told,) = agent.records("worker-died")
         assert told["TOMBSYNC_WORKER"] == "watch"

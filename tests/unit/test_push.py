@@ -879,6 +879,15 @@ def test_nothing_is_told_as_delivered_before_it_is_committed(world: World) -> No
     world.turn(3)
     assert world.journal.count(Event.DELIVERED) == 0
     world.commit()
+    world.turn()
+    assert world.journal.count(Event.DELIVERED) == 3
+
+
+def test_what_was_committed_after_the_last_turn_is_told_at_the_end(world: World) -> None:
+    world.hide(3)
+    world.turn(3)
+    world.commit()
+    world.restart()
     assert world.journal.count(Event.DELIVERED) == 3
 
 

@@ -19,6 +19,8 @@ import pytest
 from flask import Blueprint, Flask, abort
 from prometheus_client import CollectorRegistry, Counter, make_wsgi_app
 
+from tests.support.waiting import wait_for
+from tombsync import precedence
 from tombsync.errors import ListenRefused
 from tombsync.web.app import build_app
 from tombsync.web.server import WebServer
@@ -494,3 +496,24 @@ def test_a_blueprint_has_room(agent: Agent, serve: Serve) -> None:
     status, _, body = ask(server, "/files/bad")
     assert status == 400
     assert json.loads(body) == {"status": 400, "error": "Bad Request", "detail": "tombstones is true or false"}
+
+
+def test_a_request_has_precedence_until_it_is_answered_and_the_end_of_a_connection_has_none() -> None:
+    during: list[bool] = []
+
+    def app(_environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        during.append(bool(precedence._claims))
+        start_response("200 OK", [("Content-Length", "2")])
+        return [b"ok"]
+
+    server = WebServer(app, "127.0.0.1:0")
+    server.start()
+    try:
+        for _ in range(2):  # the end of the first connection was read before the second one was
+            with closing(http.client.HTTPConnection(*server.address, timeout=WAIT_S)) as client:
+                client.request("GET", "/")
+                assert client.getresponse().read() == b"ok"
+            wait_for(lambda: not precedence._claims, "the claim to be released")
+        assert during == [True, True]
+    finally:
+        server.close()

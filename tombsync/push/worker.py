@@ -7,10 +7,11 @@ import os
 import random
 import select
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from tombsync import plan
+from tombsync import plan, precedence
 from tombsync.audit import Audit, Event
 from tombsync.errors import HostKeyChanged, PeerError
 from tombsync.index import DeliveryOutcomes, Due, Outcome, PeerReport, PeerVerified, Reader
@@ -31,7 +32,7 @@ _IDLE_WAIT_S = 5.0  # of a session without work: ten of them must cost nothing (
 
 class Pusher:
     """A worker. All fields belong to its thread but these: `_wake_fd` is written by any, `_queue` tells by itself what
-    the intake's thread may do, and `_session` is read by `stop` to close it.
+    the intake's thread may do, which also appends to `_untold`, and `_session` is read by `stop` to close it.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Pusher:
         self._push_seconds = metrics.push_seconds.labels(self.peer_name)
         self._reader: Reader | None = None
         self._session: Session | None = None
+        self._untold: deque[tuple[int, Due, Outcome, State]] = deque()  # in the index since when, and the state before
         self._stopped = False
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         # the peer as a whole
@@ -94,7 +96,9 @@ class Pusher:
         self.wake()
 
     def close(self) -> None:
-        """Give up what is held, after the thread has ended."""
+        """Give up what is held, after the thread and the intake's have ended."""
+        while self._untold:
+            self._tell_committed()
         if self._session is not None:
             self._session.close()
         if self._reader is not None:
@@ -106,6 +110,7 @@ class Pusher:
     def loop(self, now: float) -> None:
         """Connect when it is time to, or submit what is due and take what was answered."""
         self._queue.plan_verify(now)
+        self._tell_committed()
         if self._stopped:
             self._wait(WAIT_S)
             return
@@ -120,9 +125,14 @@ class Pusher:
             else:
                 self._wait(WAIT_S)
             return
+        many = session.outstanding > _MANY
+        if many:
+            precedence.give_way()
         try:
             if believed:
                 self._feed(session, now)
+            if many:
+                precedence.give_way()
             answers = session.collect(time.monotonic())
             if answers:
                 self._heard_at = now
@@ -139,7 +149,7 @@ class Pusher:
             self._wait(self._patience(session, now) if believed else WAIT_S)
 
     def _patience(self, session: Session, now: float) -> float:
-        if session.unsent:
+        if session.unsent or self._untold:
             return 0.0
         if session.outstanding:
             return WAIT_S
@@ -249,33 +259,37 @@ class Pusher:
     def _committed(
         self, rows: dict[int, Due], outcomes: Sequence[Outcome], changed: Sequence[tuple[Outcome, State]]
     ) -> None:
-        """Runs in the intake's thread, after the outcomes are in the index."""
+        """Runs in the intake's thread, after the outcomes are in the index: a hide may wait behind it."""
         self._queue.committed(outcomes)
-        if any(outcome.state in plan.DUE_STATES for outcome in outcomes):
+        self._untold.extend((time.time_ns(), rows[outcome.marker], outcome, before) for outcome, before in changed)
+        if self._untold or any(outcome.state in plan.DUE_STATES for outcome in outcomes):
             self.wake()
-        wall_ns = time.time_ns()
-        for outcome, before in changed:
-            row = rows[outcome.marker]
-            elapsed_s = max(0.0, (wall_ns - row.hidden_at_ns) / 1e9)
-            if outcome.state is State.CONFIRMED:
-                if not row.ever_confirmed:
-                    self._push_seconds.observe(elapsed_s)
-                self._audit.record(
-                    Event.DELIVERED,
-                    f"{self.peer_name} holds {printable(row.marked.path)}",
-                    marked=row.marked,
-                    peer=self.peer_name,
-                    elapsed_ms=elapsed_s * 1e3,
-                )
-            elif outcome.state is not State.PENDING:
-                self._audit.record(
-                    Event.UNDELIVERED,
-                    f"{self.peer_name}: {printable(row.marked.path)}: {outcome.state.word}: {outcome.detail}",
-                    marked=row.marked,
-                    peer=self.peer_name,
-                    state=outcome.state.word,
-                    was=before.word,
-                )
+
+    def _tell_committed(self) -> None:
+        for _ in range(min(len(self._untold), TRANSACTION_ROWS)):
+            self._tell(*self._untold.popleft())
+
+    def _tell(self, committed_ns: int, row: Due, outcome: Outcome, before: State) -> None:
+        elapsed_s = max(0.0, (committed_ns - row.hidden_at_ns) / 1e9)
+        if outcome.state is State.CONFIRMED:
+            if not row.ever_confirmed:
+                self._push_seconds.observe(elapsed_s)
+            self._audit.record(
+                Event.DELIVERED,
+                f"{self.peer_name} holds {printable(row.marked.path)}",
+                marked=row.marked,
+                peer=self.peer_name,
+                elapsed_ms=elapsed_s * 1e3,
+            )
+        elif outcome.state is not State.PENDING:
+            self._audit.record(
+                Event.UNDELIVERED,
+                f"{self.peer_name}: {printable(row.marked.path)}: {outcome.state.word}: {outcome.detail}",
+                marked=row.marked,
+                peer=self.peer_name,
+                state=outcome.state.word,
+                was=before.word,
+            )
 
     def _require_reader(self) -> Reader:
         if self._reader is None:  # made by the worker's own thread

@@ -25,9 +25,11 @@ from inotify_simple import INotify, flags
 from watchdog.events import FileSystemEvent
 from watchdog.observers.api import EventEmitter, EventQueue, ObservedWatch
 
+from tombsync import precedence
 from tombsync.errors import RootMissing, RootNotBelieved, WatchRefused
 from tombsync.names import Hour, Kind, Marked, classify, hour_number, is_hour
 from tombsync.tree import Tree, directory_names
+from tombsync.work import Sighting, Source
 
 log = logging.getLogger(__name__)
 
@@ -50,10 +52,8 @@ _UNUSED = -1
 
 @dataclass(eq=False)
 class Changes(FileSystemEvent):
-    """What one read of the kernel's queue told, tombstones first. `read_ns` is the monotonic clock."""
+    """What one read of the kernel's queue told, but for tombstones."""
 
-    marked: list[Marked] = field(default_factory=list)
-    directories: set[Marked] = field(default_factory=set)  # of `marked`, those that were one
     segments: list[tuple[Hour, str, bool]] = field(default_factory=list)  # file names, and whether they are there
     disturbed: set[Hour] = field(default_factory=set)  # a tombstone or the directory itself went
     mistakes: list[tuple[Hour, str]] = field(default_factory=list)
@@ -63,7 +63,6 @@ class Changes(FileSystemEvent):
     limit_reached: str = ""
     root_disturbed: bool = False
     unwatchable: list[tuple[str, str]] = field(default_factory=list)
-    read_ns: int = 0
 
     def __post_init__(self) -> None:
         self.event_type = "changes"
@@ -90,11 +89,13 @@ class HourEmitter(EventEmitter):
     def __init__(
         self, event_queue: EventQueue, watch: ObservedWatch, *, timeout: float = READ_TIMEOUT_S,
         event_filter: list[type[FileSystemEvent]] | None = None, tree: Tree, identity: str,
-        on_death: Callable[[BaseException], None],
+        on_marked: Callable[[Sequence[Sighting]], None], on_death: Callable[[BaseException], None],
     ) -> None:  # fmt: skip
+        """`on_marked`: hide these; called by this thread, as each thread on the way is 0.1 ms (benchmarks/hide.py)."""
         super().__init__(event_queue, watch, timeout=timeout, event_filter=event_filter)
         self._tree = tree
         self._identity = identity
+        self._on_marked = on_marked
         self._on_death = on_death
         self._inotify: Any = None
         self._parents: dict[int, tuple[str, ...]] = {}  # watch descriptor -> parts below ROOT, of every level but HOUR
@@ -105,6 +106,8 @@ class HourEmitter(EventEmitter):
         self._walk_again = threading.Event()
         self._limited = False  # the limit was reached and told
         self._no_room = False  # the last directory that could not be watched met the limit
+        self._marked: list[Sighting] = []
+        self._read_ns = 0
         self._changes = Changes("")
         self._last_sent = 0.0
         self.watches = 0
@@ -139,7 +142,7 @@ class HourEmitter(EventEmitter):
             self._walk_again.clear()
             self._walk = self._walk_tree(first=False)
         events = self._inotify.read(0 if self._walk else int(timeout * 1000))
-        self._changes.read_ns = time.monotonic_ns()
+        self._read_ns = time.monotonic_ns()
         for event in events:
             self._handle(event.wd, event.mask, event.name)
         self._hand_over()
@@ -151,11 +154,14 @@ class HourEmitter(EventEmitter):
             self._send()
 
     def _hand_over(self) -> None:
+        if self._marked:
+            precedence.claim(precedence.HIDE)
+            marked, self._marked = self._marked, []
+            self._on_marked(marked)
         changes = self._changes
         if (
-            changes.marked or changes.segments or changes.disturbed or changes.mistakes or changes.overflowed
-            or changes.place_left or changes.walked or changes.limit_reached or changes.root_disturbed
-            or changes.unwatchable
+            changes.segments or changes.disturbed or changes.mistakes or changes.overflowed or changes.place_left
+            or changes.walked or changes.limit_reached or changes.root_disturbed or changes.unwatchable
         ):  # fmt: skip
             self._send()
 
@@ -199,9 +205,7 @@ class HourEmitter(EventEmitter):
         kind, stem = classify(name)
         if kind is Kind.TOMBSTONE:
             if present:
-                self._changes.marked.append(marked := Marked(hour, stem))
-                if directory:
-                    self._changes.directories.add(marked)
+                self._marked.append(Sighting(Marked(hour, stem), Source.WATCH, self._read_ns, directory))
             else:
                 self._changes.disturbed.add(hour)
         elif kind is Kind.TS or kind is Kind.JSON:

@@ -16,7 +16,7 @@ from tombsync.metrics import Metrics
 from tombsync.names import Hour, mistake_message, printable
 from tombsync.tree import Tree
 from tombsync.watch.emitter import READ_TIMEOUT_S, Changes, HourEmitter
-from tombsync.work import TRANSACTION_ROWS, Beats, Mailbox, Sighting, Source
+from tombsync.work import TRANSACTION_ROWS, Beats, Mailbox, Source
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,12 @@ class Watch:
         """`on_missed`: events were lost, or told of more than single hours; `on_disturbed`: an hour lost something."""
         self._tree = tree
         self._observer = BaseObserver(
-            HourEmitter, timeout=READ_TIMEOUT_S, tree=tree, identity=identity, on_death=on_death
+            HourEmitter,
+            timeout=READ_TIMEOUT_S,
+            tree=tree,
+            identity=identity,
+            on_marked=mailbox.put_sightings,
+            on_death=on_death,
         )
         self._observer.daemon = True
         self._handler = _Handler(mailbox, audit, metrics, beats, on_missed, on_disturbed, on_root_disturbed)
@@ -111,10 +116,6 @@ class _Handler(FileSystemEventHandler):
         if not isinstance(event, Changes):
             return
         self._beats.beat("watch")
-        if event.marked:
-            self._mailbox.put_sightings(
-                [Sighting(marked, Source.WATCH, event.read_ns, marked in event.directories) for marked in event.marked]
-            )
         for batch in _batches(event.segments):
             if not self._mailbox.offer_bulk(batch):
                 self._on_disturbed(batch.hour)

@@ -15,9 +15,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from waitress import wasyncore
+from waitress.channel import HTTPChannel
 from waitress.server import create_server
 from waitress.task import ThreadedTaskDispatcher
 
+from tombsync import precedence
 from tombsync.errors import ListenRefused
 
 if TYPE_CHECKING:
@@ -88,6 +90,7 @@ class WebServer:
             self._address = listener.getsockname()[:2]
         self._server = create_server(self._app, sockets=[listener], backlog=_BACKLOG, threads=0, **_SETTINGS)
         self._server.task_dispatcher = self._workers
+        self._server.channel_class = _Channel
         self._workers.set_thread_count(self._worker_count)
         self._loop = threading.Thread(target=self._server.run, name="http", daemon=True)
         self._loop.start()
@@ -145,6 +148,28 @@ class WebServer:
         except OSError:
             pass
         self._unix_file = None
+
+
+class _Channel(HTTPChannel):  # type: ignore[misc] # waitress is not annotated
+    """A connection that has precedence from what it sent until it is answered."""
+
+    def received(self, data: bytes) -> Any:
+        """Runs in the loop, where something arrived; not at the end of a connection."""
+        if data:
+            precedence.claim(self)
+        return super().received(data)
+
+    def service(self) -> None:
+        """Runs in a worker: answer what was asked."""
+        try:
+            super().service()
+        finally:
+            precedence.release(self)
+
+    def handle_close(self) -> None:
+        """Runs in the loop, at the end."""
+        precedence.release(self)
+        super().handle_close()
 
 
 class _Workers(ThreadedTaskDispatcher):  # type: ignore[misc] # waitress is not annotated
