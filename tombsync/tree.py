@@ -10,6 +10,7 @@ import ctypes
 import errno
 import os
 import stat
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _getdents = getattr(_libc, "getdents64", None) or _libc.getdents
 _getdents.restype = ctypes.c_ssize_t
 _getdents.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
+
+
+_ENCODING, _ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
 
 
 class Listing:
@@ -79,7 +83,7 @@ class Listing:
             offset, end = 0, len(chunk)
             while offset < end:
                 start = offset + 19
-                yield os.fsdecode(chunk[start : chunk.index(0, start)])
+                yield chunk[start : chunk.index(0, start)].decode(_ENCODING, _ERRORS)  # os.fsdecode, but quicker
                 offset += chunk[offset + 16] | chunk[offset + 17] << 8
 
 

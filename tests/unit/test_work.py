@@ -10,6 +10,7 @@ from tests.support.waiting import wait_for
 from tombsync.errors import IndexDamaged
 from tombsync.names import Hour, Marked
 from tombsync.work import (
+    BULK_GOES_ON_AT_ROWS,
     BULK_REFUSED_ABOVE_ROWS,
     BULK_WAITS_ABOVE_ROWS,
     TRANSACTION_ROWS,
@@ -206,11 +207,16 @@ def test_bulk_waits_until_the_writer_has_taken_some(start: Start) -> None:
     assert take(mailbox) != []
     thread.join(SILENCE_S)
     assert thread.is_alive()
+    left = BULK_GOES_ON_AT_ROWS // TRANSACTION_ROWS
+    for _ in range(count - left - 1):
+        assert take(mailbox) != []
+    thread.join(SILENCE_S)
+    assert thread.is_alive()  # they take turns: it does not go on for a little room
     assert take(mailbox) != []
     thread.join(WAIT_S)
     assert not thread.is_alive()
     parts = take_all(mailbox)
-    assert len(parts) == count
+    assert len(parts) == left + 1
     assert parts[-1] == [last]
 
 

@@ -109,9 +109,7 @@ END;
 # One script per version; the index's `user_version` says how many have run.
 MIGRATIONS = (_VERSION_1,)
 
-# A file name `value` taken apart, and a row put together again.
-NAME_EXT = f"iif(substr(value, -3) = '.ts', {Kind.TS:d}, {Kind.JSON:d})"
-NAME_STEM = "substr(value, 1, length(value) - iif(substr(value, -3) = '.ts', 3, 5))"
+# The file name of a row.
 ROW_NAME = f"stem || iif(ext = {Kind.TS:d}, '.ts', '.json')"
 
 # The rule of visibility, in one place: the newest generation of the stem's marker is even.

@@ -15,8 +15,8 @@ from tombsync.errors import StateRefused
 from tombsync.index import files
 from tombsync.index.batches import Outcome
 from tombsync.index.reader import Due
-from tombsync.index.schema import HOUR_BITS, IS_HIDDEN, NAME_EXT, NAME_STEM, from_key, hour_id, to_key
-from tombsync.names import Hour, Marked, classify
+from tombsync.index.schema import HOUR_BITS, IS_HIDDEN, from_key, hour_id, to_key
+from tombsync.names import EXTENSION, Hour, Kind, Marked, classify
 from tombsync.plan import THERE_STATES, State
 from tombsync.work import TRANSACTION_ROWS, Batch, Sight, Sighting
 
@@ -66,6 +66,7 @@ class Writer:
         self._connection = files.open_for_writing(path)
         self._places: dict[tuple[str, str], int] = {}
         self._peers: list[int] = []
+        self._marked_hours: set[int] = set()  # every hour that has a marker, and perhaps some that had
         self.tally = Tally()
         self._miscounted = False  # the tally is not that of the index
         try:
@@ -82,6 +83,7 @@ class Writer:
             for place, channel, quality in self.execute("SELECT id, channel, quality FROM place")
         }
         self._peers = [i for (i,) in self.execute("SELECT id FROM peer")]
+        self._marked_hours = {hour for (hour,) in self.execute("SELECT DISTINCT hour FROM marker")}
         tally = Tally()
         for place, total, hidden in self.execute(
             f"SELECT id >> {HOUR_BITS}, sum(files), sum(hidden) FROM hour GROUP BY 1"
@@ -138,6 +140,7 @@ class Writer:
     def _hide(self, sighting: Sighting, sight: Sight, now_ns: int) -> Hidden | None:
         marked = sighting.marked
         hour, stem, pushable = self.hour_id(marked.hour), to_key(marked.stem), _pushable(marked, sight)
+        self._marked_hours.add(hour)
         cursor = self.execute(
             "INSERT OR IGNORE INTO marker (hour, stem, pushable, source, hidden_at_ns, ctime_ns, owner_uid)"
             " VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -206,7 +209,6 @@ class Writer:
         identifier = self.hour_id(hour)
         added = self._each_name("INSERT OR IGNORE INTO segment (hour, stem, ext)", "", identifier, add)
         dropped = self._each_name("DELETE FROM segment WHERE (hour, stem, ext) IN (", ")", identifier, drop)
-        self.execute("INSERT OR IGNORE INTO hour (id) VALUES (?)", (identifier,))
         self._recount(identifier, added - dropped, edits=int(watched))
 
     def _each_name(self, before: str, after: str, identifier: int, names: Sequence[str]) -> int:
@@ -220,9 +222,12 @@ class Writer:
             return 0
         start = self._connection.total_changes
         texts = names if "".join(names).isascii() else [name for name in names if isinstance(to_key(name), str)]
-        self.execute(
-            f"{before} SELECT ?1, {NAME_STEM}, {NAME_EXT} FROM json_each(?2){after}", (identifier, json.dumps(texts))
-        )
+        for kind in (Kind.TS, Kind.JSON):
+            extension = EXTENSION[kind]
+            if stems := [name.removesuffix(extension) for name in texts if name.endswith(extension)]:
+                self.execute(
+                    f"{before} SELECT ?1, value, {kind:d} FROM json_each(?2){after}", (identifier, json.dumps(stems))
+                )
         if len(texts) < len(names):
             for name in names:
                 kind, stem = classify(name)
@@ -232,14 +237,18 @@ class Writer:
 
     def _recount(self, identifier: int, gained: int, *, edits: int) -> None:
         """Count an hour after its rows changed. They are those of no listing then, until HourListed says of which."""
-        ((before, after),) = self.execute(
-            "SELECT hidden, (SELECT count(*) FROM (SELECT DISTINCT stem FROM marker WHERE hour = ?1) m"
-            f" JOIN segment s ON s.hour = ?1 AND s.stem = m.stem WHERE {IS_HIDDEN}) FROM hour WHERE id = ?1",
-            (identifier,),
-        )
+        before = after = 0
+        if identifier in self._marked_hours:
+            ((before, after),) = self.execute(
+                "SELECT coalesce((SELECT hidden FROM hour WHERE id = ?1), 0), (SELECT count(*)"
+                " FROM (SELECT DISTINCT stem FROM marker WHERE hour = ?1) m"
+                f" JOIN segment s ON s.hour = ?1 AND s.stem = m.stem WHERE {IS_HIDDEN})",
+                (identifier,),
+            )
         self.execute(
-            "UPDATE hour SET files = files + ?, hidden = ?, edits = edits + ?, digest = NULL, settled = 0 WHERE id = ?",
-            (gained, after, edits, identifier),
+            "INSERT INTO hour (id, files, hidden, edits) VALUES (?1, ?2, ?3, ?4) ON CONFLICT (id) DO UPDATE SET"
+            " files = files + ?2, hidden = ?3, edits = edits + ?4, digest = NULL, settled = 0",
+            (identifier, gained, after, edits),
         )
         self.tally.files[identifier >> HOUR_BITS] += gained
         self.tally.hidden[identifier >> HOUR_BITS] += after - before

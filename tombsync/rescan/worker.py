@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from tombsync import precedence
 from tombsync.audit import Audit, Event
 from tombsync.errors import RootMissing, RootNotBelieved
 from tombsync.index import Facts, HourRow, Reader
@@ -167,7 +166,6 @@ class Rescan:
                     return
                 self._pass = self._run(visitor, kind, now)
             while time.monotonic() - now < _SLICE_S:
-                precedence.give_way()
                 if next(self._pass, self) is self:
                     self._pass = None
                     return
