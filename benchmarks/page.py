@@ -32,8 +32,9 @@ benchmarks/run hide push                                 # some of them, as text
 
 - On ext4, making a file costs up to thirty times as much for some minutes after many were removed nearby. What makes
   many files waits for that to pass, and says so; nothing is removed between the rounds of one benchmark.
-- Whoever looks for a result again and again takes one of two cores away from what is measured. Where it matters the
-  benchmarks wait for inotify instead.
+- Whoever looks for a result again and again takes one of two cores away from what is measured, and a time slice from
+  what wakes on the same core. Where it matters the benchmarks wait for inotify instead, or look at the lowest priority.
+  Asking an agent over HTTP costs it some milliseconds: 200 questions a second made a first index a third longer.
 - `find` is taken with a warm cache, right beside what it is compared with. ctime lags the clock by up to 5 ms.
 
 `hide` takes the time from right before the `touch` to the commit being seen from another process. `push` compares

@@ -84,7 +84,8 @@ class Intake:
         seen = [(sighting, self._sight(sighting)) for sighting in sightings]
         news = self._writer.hide(seen, time.time_ns())
         committed_ns = time.monotonic_ns()
-        precedence.release(precedence.HIDE)
+        if not self._mailbox.sightings_wait:
+            precedence.release(precedence.HIDE)
         if news:
             self._on_news(news)
         for hidden in news:

@@ -104,6 +104,11 @@ class Mailbox:
         self._bulk_rows = 0
         self._closed = False
 
+    @property
+    def sightings_wait(self) -> bool:
+        """Whether more of them came meanwhile."""
+        return bool(self._sightings)
+
     def put_sightings(self, sightings: Iterable[Sighting]) -> None:
         """Hand over tombstones to hide."""
         with self._changed:

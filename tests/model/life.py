@@ -235,6 +235,7 @@ class Life:
     def close(self) -> None:
         """What the kernel does at the end of a process, and no more."""
         for pusher in self.pushers.values():
+            pusher._untold.clear()  # a killed process tells nobody
             pusher.close()
         self.rescan.close()
         self.checkpointer.close()

@@ -20,6 +20,7 @@ from tests.support.journal import Journal
 from tests.support.programs import need
 from tests.support.trees import need_root
 from tests.support.waiting import wait_for
+from tombsync import precedence
 from tombsync.audit import Event
 from tombsync.errors import IndexDamaged
 from tombsync.index import DeliveryOutcomes, Facts, Outcome, Reader, SegmentRows, Writer, index_path
@@ -156,6 +157,14 @@ def test_many_are_hidden_a_transaction_at_a_time(bench: Bench) -> None:
     records = bench.journal.records(Event.HIDDEN)
     assert [record["TOMBSYNC_SEGMENT"] for record in records] == [f"{HOUR.path}/{stem}" for stem in stems]
     assert bench.metric("hide_seconds_count", source="watch") == len(stems)
+
+
+def test_hides_have_precedence_until_the_last_that_waits_is_committed(bench: Bench) -> None:
+    precedence.claim(precedence.HIDE)
+    bench.see(*(f"s{number}" for number in range(TRANSACTION_ROWS + 1)))
+    assert precedence._claims
+    bench.turn()
+    assert not precedence._claims
 
 
 def test_of_many_only_the_new_ones_are_told(bench: Bench) -> None:

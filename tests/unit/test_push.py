@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tests.support.index import HOUR, NO_FILE, hide, seen, stem_of
 from tests.support.memory_peer import MemoryPeer, MemorySession
 from tests.support.waiting import wait_for
-from tombsync import plan
+from tombsync import plan, precedence
 from tombsync.audit import Audit, Event, StderrSink
 from tombsync.errors import HostKeyChanged, PeerError, PeerLost, PeerTimeout, PeerUnreachable
 from tombsync.index import PeerVerified, Reader, Writer
@@ -830,6 +830,19 @@ def test_nothing_is_pushed_from_a_tree_that_is_not_believed(world: World) -> Non
     world.believed = True
     world.run()
     assert world.counts() == {State.CONFIRMED: 3}
+
+
+def test_what_is_fresh_does_not_stand_back_with_a_backlog(world: World) -> None:
+    world.peer.window, world.peer.answers_a_turn = 1000, 0
+    world.hide(100, age_s=60)
+    world.turn(2)
+    assert len(world.submitted) == 100
+    world.hide(1)
+    waited: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precedence, "give_way", lambda: waited.append(len(world.submitted)))
+        world.turn()
+    assert waited == [101, 101]
 
 
 def test_what_was_in_flight_when_the_tree_went_is_still_listened_to(world: World) -> None:

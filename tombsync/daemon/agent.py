@@ -328,8 +328,10 @@ class Agent:
             if not driver.join(max(0.1, deadline - time.monotonic())):
                 still_running.append(driver.worker.name)
         for pusher in self._pushers:
-            if pusher.name not in still_running:
+            if not {pusher.name, Intake.name} & set(still_running):
                 pusher.close()
+            else:  # what it holds stays open to whoever still runs, and nothing stays untold
+                pusher.tell_committed()
         if rescan.name not in still_running:
             rescan.close()
         if still_running:

@@ -48,7 +48,7 @@ def rescan_once(
             tree=tree, writer=writer, mailbox=mailbox, audit=audit, metrics=metrics,
             on_news=lambda _: None, watch_answers=lambda: False,
         )  # fmt: skip
-        driver = Driver(intake, beats, lambda: None)
+        driver = Driver(intake, beats, mailbox.close)  # or the rescan would wait for it for ever
         driver.start()
         begun = time.monotonic()
         try:

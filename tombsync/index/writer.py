@@ -92,7 +92,7 @@ class Writer:
         (tally.markers,) = self.execute("SELECT count(*) FROM marker").fetchone()
         for peer, state, count in self.execute("SELECT peer, state, count(*) FROM delivery GROUP BY 1, 2"):
             tally.deliveries[peer, State(state)] = count
-        self.tally = tally
+        self.tally, self._miscounted = tally, False
 
     def execute(self, sql: str, values: Sequence[object] = ()) -> sqlite3.Cursor:
         """Run one statement; for batches, inside their transaction."""
@@ -104,12 +104,12 @@ class Writer:
         with files.translated(self.path):
             if self._miscounted:
                 self._load()
-                self._miscounted = False
             self.execute("BEGIN IMMEDIATE")
             try:
                 yield
                 self.execute("COMMIT")
             except BaseException:
+                self._miscounted = True
                 if self._connection.in_transaction:
                     self.execute("ROLLBACK")
                 self._load()

@@ -97,8 +97,7 @@ class Pusher:
 
     def close(self) -> None:
         """Give up what is held, after the thread and the intake's have ended."""
-        while self._untold:
-            self._tell_committed()
+        self.tell_committed()
         if self._session is not None:
             self._session.close()
         if self._reader is not None:
@@ -110,7 +109,7 @@ class Pusher:
     def loop(self, now: float) -> None:
         """Connect when it is time to, or submit what is due and take what was answered."""
         self._queue.plan_verify(now)
-        self._tell_committed()
+        self.tell_committed()
         if self._stopped:
             self._wait(WAIT_S)
             return
@@ -125,13 +124,10 @@ class Pusher:
             else:
                 self._wait(WAIT_S)
             return
-        many = session.outstanding > _MANY
-        if many:
-            precedence.give_way()
         try:
             if believed:
                 self._feed(session, now)
-            if many:
+            if session.outstanding > _MANY:
                 precedence.give_way()
             answers = session.collect(time.monotonic())
             if answers:
@@ -149,7 +145,7 @@ class Pusher:
             self._wait(self._patience(session, now) if believed else WAIT_S)
 
     def _patience(self, session: Session, now: float) -> float:
-        if session.unsent or self._untold:
+        if session.unsent:
             return 0.0
         if session.outstanding:
             return WAIT_S
@@ -230,6 +226,8 @@ class Pusher:
         queue.plan_sweep(now)
         if rows := queue.fresh(session.room(TRANSACTION_ROWS)):
             session.submit(queue.jobs(rows))
+        if session.outstanding > _MANY:  # not before: a fresh tombstone waits for nobody
+            precedence.give_way()
         if rows := queue.backlog(session.room):
             session.submit(queue.jobs(rows))
         rows, ended = queue.verify(session.room, now)
@@ -265,9 +263,14 @@ class Pusher:
         if self._untold or any(outcome.state in plan.DUE_STATES for outcome in outcomes):
             self.wake()
 
-    def _tell_committed(self) -> None:
-        for _ in range(min(len(self._untold), TRANSACTION_ROWS)):
-            self._tell(*self._untold.popleft())
+    def tell_committed(self) -> None:
+        """Tell of what is in the index by now; from another thread only where this one is stuck at the end."""
+        while True:
+            try:
+                told = self._untold.popleft()
+            except IndexError:
+                return
+            self._tell(*told)
 
     def _tell(self, committed_ns: int, row: Due, outcome: Outcome, before: State) -> None:
         elapsed_s = max(0.0, (committed_ns - row.hidden_at_ns) / 1e9)

@@ -154,17 +154,19 @@ class _Channel(HTTPChannel):  # type: ignore[misc] # waitress is not annotated
     """A connection that has precedence from what it sent until it is answered."""
 
     def received(self, data: bytes) -> Any:
-        """Runs in the loop, where something arrived; not at the end of a connection."""
-        if data:
+        """Runs in the loop, where something arrived."""
+        taken = super().received(data)
+        if self.requests:  # not for a part of one, which could come byte by byte
             precedence.claim(self)
-        return super().received(data)
+        return taken
 
     def service(self) -> None:
         """Runs in a worker: answer what was asked."""
         try:
             super().service()
         finally:
-            precedence.release(self)
+            if not self.requests:
+                precedence.release(self)
 
     def handle_close(self) -> None:
         """Runs in the loop, at the end."""
