@@ -155,9 +155,10 @@ class _Channel(HTTPChannel):  # type: ignore[misc] # waitress is not annotated
 
     def received(self, data: bytes) -> Any:
         """Runs in the loop, where something arrived."""
+        precedence.claim(self)  # before a worker is given the request, which may release it at once
         taken = super().received(data)
-        if self.requests:  # not for a part of one, which could come byte by byte
-            precedence.claim(self)
+        if not self.requests:  # a part of one, which could come byte by byte; or it is answered by now
+            precedence.release(self)
         return taken
 
     def service(self) -> None:
