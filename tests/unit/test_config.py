@@ -9,8 +9,19 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tombsync import config
-from tombsync.config import HttpSettings, Listen, PeerSettings, RescanSettings, Settings, load, split_listen
+from tombsync.config import (
+    BreakerSettings,
+    HttpSettings,
+    InboxSettings,
+    Listen,
+    PeerSettings,
+    RescanSettings,
+    SenderSettings,
+    Settings,
+    document,
+    load,
+    split_listen,
+)
 from tombsync.errors import BadSettings, Problem
 
 EVERY_KEY = """
@@ -24,6 +35,20 @@ listen = "unix:/run/tombsync/http.sock"
 [rescan]
 interval_s = 60
 full_interval_s = 3600
+
+[inbox]
+jail = "/jail"
+quota_per_hour = 5
+
+[breaker]
+most_per_minute = 7
+
+[[sender]]
+name = "node-b"
+account = "ts-b"
+
+[[sender]]
+name = "C.example"
 
 [[peer]]
 name = "node-b"
@@ -44,7 +69,7 @@ host = "c.example"
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Neither this machine's settings nor its name nor its user's directories are looked at."""
-    monkeypatch.setattr(config, "DEFAULT_PATH", str(tmp_path / "default.toml"))
+    monkeypatch.setattr(document, "DEFAULT_PATH", str(tmp_path / "default.toml"))
     monkeypatch.setattr(socket, "gethostname", lambda: "This-Host")
     monkeypatch.setenv("HOME", "/home/operator")
     monkeypatch.delenv("XDG_STATE_HOME", raising=False)
@@ -81,6 +106,13 @@ def test_every_key_is_read(file: Path) -> None:
     assert (settings.node, settings.root, settings.state_dir) == ("node-a", "/segments", "/var/lib/tombsync")
     assert settings.http.listen == "unix:/run/tombsync/http.sock"
     assert (settings.rescan.interval_s, settings.rescan.full_interval_s) == (60, 3600)
+    assert settings.inbox == InboxSettings(jail="/jail", quota_per_hour=5)
+    assert (settings.inbox.view, settings.inbox.directory("ts-b")) == ("/jail/segments", "/jail/inbox/ts-b")
+    assert settings.breaker.most_per_minute == 7
+    assert settings.senders == (
+        SenderSettings(name="node-b", account="ts-b"),
+        SenderSettings(name="C.example", account="tombsync-c-example"),
+    )
     assert settings.peers[0] == PeerSettings(
         name="node-b",
         host="b.example",
@@ -102,6 +134,9 @@ def test_every_key_but_host_has_its_default(file: Path) -> None:
         state_dir="/var/lib/tombsync",
         http=HttpSettings(listen="127.0.0.1:9786"),
         rescan=RescanSettings(interval_s=300, full_interval_s=86400),
+        inbox=InboxSettings(jail="/srv/tombsync", quota_per_hour=10_000),
+        breaker=BreakerSettings(most_per_minute=500),
+        senders=(),
         peers=(
             PeerSettings(
                 name="c.example",
@@ -169,14 +204,14 @@ def test_the_users_state_directory_is_where_xdg_says(monkeypatch: pytest.MonkeyP
     assert load(None).state_dir == "/home/operator/.local/state/tombsync"
 
 
-def test_the_default_file_is_read_where_it_exists() -> None:
-    Path(config.DEFAULT_PATH).write_text('node = "from-file"', encoding="utf-8")
+def test_the_default_file_is_read_where_it_exists(tmp_path: Path) -> None:
+    (tmp_path / "default.toml").write_text('node = "from-file"', encoding="utf-8")
     settings = load(None)
     assert (settings.node, settings.state_dir) == ("from-file", "/var/lib/tombsync")
 
 
-def test_a_default_file_that_cannot_be_read_is_not_passed_over() -> None:
-    Path(config.DEFAULT_PATH).mkdir()
+def test_a_default_file_that_cannot_be_read_is_not_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "default.toml").mkdir()
     with pytest.raises(BadSettings, match="cannot be read: Is a directory"):
         load(None)
 
@@ -438,7 +473,11 @@ def test_no_addresses_to_listen_on(file: Path, text: str) -> None:
         ("[rescan]\ninterval = 5", "rescan.interval", "no such key; did you mean interval_s?"),
         ("[http]\nzzz = 5", "http.zzz", "no such key; here may stand listen"),
         ('[[peer]]\nhost = "b"\nprot = 5', "peer 1 (b): prot", "no such key; did you mean port?"),
-        ('"a\\nb" = 1', "a\\nb", "no such key; here may stand node, root, state_dir, journal, http, rescan, peer"),
+        (
+            '"a\\nb" = 1',
+            "a\\nb",
+            "no such key; here may stand node, root, state_dir, journal, http, rescan, inbox, breaker, peer, sender",
+        ),
     ],
 )
 def test_an_unknown_key_is_told_with_the_nearest_known_one(file: Path, text: str, key: str, allowed: str) -> None:
@@ -602,6 +641,40 @@ def test_a_faulty_value_causes_no_second_problem(file: Path) -> None:
     assert refusal(file, 'node = ""\n[[peer]]\nhost = "This-Host"\npath = "/other"').key == "node"
 
 
+@pytest.mark.parametrize(
+    ("text", "key", "allowed"),
+    [
+        ('[[sender]]\nname = "b"\naccount = "Root"', "sender 1 (b): account", "small letters"),
+        ("[[sender]]\naccount = 'b'", "sender 1: name", "must be given"),
+        ("sender = [1]", "sender 1", ""),
+        (
+            '[[sender]]\nname = "b"\n[[sender]]\nname = "B"\naccount = "x"',
+            "sender 2 (B): name",
+            "sender 1 has this name",
+        ),
+        (
+            '[[sender]]\nname = "b"\n[[sender]]\nname = "c"\naccount = "tombsync-b"',
+            "sender 2 (c): account",
+            "has this account",
+        ),
+        ('[inbox]\njail = "/segments/x"\n[[sender]]\nname = "b"', "inbox.jail", "must lie apart"),
+        ('[inbox]\njail = "/var"\n[[sender]]\nname = "b"', "inbox.jail", "must lie apart"),
+        ("[inbox]\nquota_hour = 1", "inbox.quota_hour", "did you mean quota_per_hour?"),
+        ("[breaker]\nmost_per_minute = 0", "breaker.most_per_minute", "a whole number from 1"),
+        ("account = 'b'", "account", "belongs under [[sender]]"),
+        ("[[senders]]\nname = 'b'", "senders", "did you mean sender?"),
+    ],
+)
+def test_what_is_wrong_with_the_receiving_side(file: Path, text: str, key: str, allowed: str) -> None:
+    problem = refusal(file, text)
+    assert problem.key == key
+    assert allowed in problem.allowed
+
+
+def test_a_jail_without_senders_is_in_nobodys_way(file: Path) -> None:
+    assert read(file, 'root = "/srv/tombsync/segments"').senders == ()
+
+
 def test_a_long_value_is_cut_and_a_large_number_described(file: Path) -> None:
     assert len(refusal(file, f'root = "{"x" * 10_000}"').value) < 100
     assert refusal(file, "[rescan]\ninterval_s = 0x" + "f" * 10_000).value == "a very large number"
@@ -614,7 +687,17 @@ toml_values: st.SearchStrategy[Any] = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(), inner, max_size=3)),
     max_leaves=6,
 )
-known_keys = st.sampled_from([*Settings.model_fields, *PeerSettings.model_fields, "peer", "listen", "interval_s"])
+known_keys = st.sampled_from(
+    [
+        *Settings.model_fields,
+        *PeerSettings.model_fields,
+        *SenderSettings.model_fields,
+        "peer",
+        "sender",
+        "listen",
+        "jail",
+    ]
+)
 tables = st.dictionaries(st.one_of(known_keys, st.text()), toml_values, max_size=5)
 
 
@@ -622,6 +705,7 @@ tables = st.dictionaries(st.one_of(known_keys, st.text()), toml_values, max_size
     st.one_of(
         tables,
         st.builds(lambda table, peers: {**table, "peer": peers}, tables, st.lists(tables, max_size=4)),
+        st.builds(lambda table, senders: {**table, "sender": senders}, tables, st.lists(tables, max_size=4)),
         st.builds(lambda table, http: {**table, "http": http, "rescan": http}, tables, tables),
     )
 )
@@ -629,7 +713,7 @@ tables = st.dictionaries(st.one_of(known_keys, st.text()), toml_values, max_size
 @example({"peers": 1, "peer": 1, "http": {"listen": {}}})
 def test_any_table_gives_settings_or_problems_in_our_own_words(table: dict[str, Any]) -> None:
     try:
-        config._Document("f", table).settings()
+        document._Document("f", table).settings()
     except BadSettings as exc:
         assert exc.problems
         for problem in exc.problems:

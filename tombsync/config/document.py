@@ -1,8 +1,4 @@
-"""Settings: one TOML file, validated whole, every problem reported at once.
-
-`load` is the way in. It is purely textual: no path is resolved, no name is looked up in DNS, nothing is opened but the
-settings file itself. Nothing in the settings is secret; the private key is named by its path.
-"""
+"""Reads the settings file: validated whole, every problem reported at once."""
 
 from __future__ import annotations
 
@@ -11,163 +7,25 @@ import difflib
 import ipaddress
 import json
 import os
-import posixpath
 import re
 import socket
 import tomllib
-import unicodedata
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError
 
+from tombsync.config.tables import DEFAULT_PATH, LISTS, SSH_PORT, TABLES, Settings
 from tombsync.errors import BadSettings, Problem
 from tombsync.names import printable
 
-DEFAULT_PATH = "/etc/tombsync/tombsync.toml"
-DEFAULT_ROOT = "/segments"
-DEFAULT_STATE_DIR = "/var/lib/tombsync"
-SSH_PORT = 22
-MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un.sun_path of Linux, less the NUL
-MAX_INTERVAL_S = 366 * 86400  # longer than anybody means, and far from the limits of every timer
 _MAX_SHOWN = 80  # characters of a faulty value
 # What a problem names as its file when the value did not come from one.
 COMMAND_LINE = "command line"
 ENVIRONMENT = "environment"
 
-_HOST_PATTERN = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]{0,251}[A-Za-z0-9_])?\.?")
 _TOML_ERROR_PATTERN = re.compile(r"(.*) \(at (line \d+|end of document).*\)", re.DOTALL)
 _Loc: TypeAlias = tuple[int | str, ...]  # where a value stands, as pydantic tells it: ("peers", 0, "port")
-
-
-class Listen(NamedTuple):
-    """Where the HTTP side listens: a Unix socket's `path`, or, where that is "", `host` (no brackets) and `port`."""
-
-    path: str
-    host: str
-    port: int
-
-
-def split_listen(text: str) -> Listen:
-    """Take `HOST:PORT`, `[IPV6]:PORT` or `unix:/PATH` apart; port 0 means any free one. Raises ValueError."""
-    if text.startswith("unix:"):
-        path = _absolute(text.removeprefix("unix:"))
-        if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
-            raise ValueError("too long for the path of a socket")
-        return Listen(path, "", 0)
-    host, _, port = text.rpartition(":")
-    if not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
-        raise ValueError("no port")
-    bare = host.removeprefix("[").removesuffix("]")
-    if host != (f"[{bare}]" if ":" in bare else bare):
-        raise ValueError("IPv6 addresses, and only they, stand in brackets")
-    return Listen("", _host(bare), int(port))
-
-
-def _listen(text: str) -> str:
-    split_listen(text)
-    return text
-
-
-def _plain(text: str) -> str:
-    if not text or any(unicodedata.category(c) == "Cc" for c in text):
-        raise ValueError("empty, or a control character")
-    return text
-
-
-def _host(text: str) -> str:
-    if ":" in _plain(text):
-        return str(ipaddress.IPv6Address(text))
-    if not _HOST_PATTERN.fullmatch(text):
-        raise ValueError("not a host")
-    return text
-
-
-def _user(text: str) -> str:
-    if _plain(text).split() != [text]:
-        raise ValueError("white space")
-    return text
-
-
-def _absolute(text: str) -> str:
-    """The path without doubled, trailing and `.` parts, so that the same directory compares equal."""
-    if not _plain(text).startswith("/") or ".." in text.split("/"):
-        raise ValueError("not an absolute path")
-    return posixpath.normpath("/" + text.lstrip("/"))
-
-
-# A description is the sentence that an operator reads where the value is not allowed.
-_NAME_RULE = "1 to 64 letters, digits, dots, underscores and hyphens, not beginning with a dot or a hyphen"
-_HOST_RULE = "a host name or IP address alone (user and port have keys of their own)"
-_USER_RULE = "an account's name, without spaces and control characters"
-_PATH_RULE = "an absolute path, without .. and control characters"
-_LISTEN_RULE = 'an address like "127.0.0.1:9786" or "[::1]:9786", or a socket like "unix:/run/tombsync/http.sock"'
-_SECONDS_RULE = f"a whole number of seconds from 1 to {MAX_INTERVAL_S}"
-_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$", description=_NAME_RULE)]
-_Path = Annotated[str, AfterValidator(_absolute), Field(description=_PATH_RULE)]
-_Seconds = Annotated[int, Field(ge=1, le=MAX_INTERVAL_S, description=_SECONDS_RULE)]
-
-
-class _Table(BaseModel):
-    # Strict, because TOML has types: a port that is a text is a mistake.
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class PeerSettings(_Table):
-    """One `[[peer]]`. Every key has a default but `host`; `name` is the host where it is not given."""
-
-    host: Annotated[str, AfterValidator(_host), Field(description=_HOST_RULE)]
-    name: _Name = ""
-    port: Annotated[int, Field(ge=1, le=65535, description="a whole number from 1 to 65535")] = SSH_PORT
-    user: Annotated[str, AfterValidator(_user), Field(description=_USER_RULE)] = "tombsync"
-    key: _Path = "/etc/tombsync/id_ed25519"
-    known_hosts: _Path = "/etc/tombsync/known_hosts"
-    delivery: Annotated[Literal["tree", "inbox"], Field(description='"tree" or "inbox"')] = "tree"
-    path: _Path = DEFAULT_ROOT  # tree: its segment root; inbox: the view of its root inside the jail
-    verify_interval_s: _Seconds = 3600
-
-    @model_validator(mode="before")
-    @classmethod
-    def _name_is_host(cls, data: Any) -> Any:
-        if isinstance(data, dict) and "name" not in data and "host" in data:
-            return {**data, "name": data["host"]}
-        return data
-
-
-class HttpSettings(_Table):
-    """`[http]`: the read side."""
-
-    listen: Annotated[str, AfterValidator(_listen), Field(description=_LISTEN_RULE)] = "127.0.0.1:9786"
-
-    @property
-    def address(self) -> Listen:
-        """`listen`, taken apart."""
-        return split_listen(self.listen)
-
-
-class RescanSettings(_Table):
-    """`[rescan]`: `interval_s` for directories whose mtime says they changed, `full_interval_s` for every directory."""
-
-    interval_s: _Seconds = 300
-    full_interval_s: _Seconds = 86400
-
-
-class Settings(_Table):
-    """All settings. One made by hand is checked field by field; `load` also checks them against each other."""
-
-    node: _Name = Field(default_factory=socket.gethostname)
-    root: _Path = DEFAULT_ROOT
-    state_dir: _Path = DEFAULT_STATE_DIR
-    # Where the audit goes: to journald where its socket is, and else to stderr; or to stderr in any case.
-    journal: Annotated[Literal["auto", "stderr"], Field(description='"auto" or "stderr"')] = "auto"
-    http: Annotated[HttpSettings, Field(description="a table, written under [http]")] = HttpSettings()
-    rescan: Annotated[RescanSettings, Field(description="a table, written under [rescan]")] = RescanSettings()
-    # `[[peer]]` in the file. Not strict about the sequence: TOML gives a list, frozen settings keep a tuple.
-    peers: Annotated[tuple[PeerSettings, ...], Field(strict=False, description="tables, each under [[peer]]")] = ()
-
-
-_TABLES: dict[str, type[_Table]] = {"": Settings, "http": HttpSettings, "rescan": RescanSettings, "peers": PeerSettings}
-_TITLES = {"": "above the first table", "http": "under [http]", "rescan": "under [rescan]", "peers": "under [[peer]]"}
 
 
 def load(
@@ -244,9 +102,10 @@ class _Document:
     def settings(self) -> Settings:
         """The settings; raises BadSettings."""
         problems = []
-        if "peers" in self.table:  # the name of our field, not of the file's key
-            problems.append(Problem(self.file, "peers", "", _unknown("", "peers")))
-        self.table["peers"] = self.table.pop("peer", [])
+        for field, key in LISTS.items():
+            if field in self.table:  # the name of our field, not of the file's key
+                problems.append(Problem(self.file, field, "", _unknown("", field)))
+            self.table[field] = self.table.pop(key, [])
         try:
             settings = Settings.model_validate(self.table)
         except ValidationError as exc:
@@ -264,14 +123,14 @@ class _Document:
         return settings
 
     def sound_part(self) -> dict[str, Any]:
-        """The table without its faulty values; a peer whose host or name is one of them gets a stand-in."""
+        """The table without its faulty values; names of a peer or sender get a stand-in."""
         table = copy.deepcopy(self.table)
         for loc in self.faulty:
             holder, last = _look(table, loc[:-1]), loc[-1]
-            if loc[0] == "peers" and last in ("host", "name"):
+            if loc[0] in LISTS and last in ("host", "name", "account") and last in TABLES[str(loc[0])].model_fields:
                 holder[last] = f"stand-in-{loc[1]}"
             elif isinstance(last, int):
-                holder[last] = {"host": f"stand-in-{last}"}
+                holder[last] = {"host" if loc[0] == "peers" else "name": f"stand-in-{last}"}
             else:
                 holder.pop(last, None)
         return table
@@ -282,7 +141,7 @@ class _Document:
         table = keys[0] if len(keys) > 1 else ""
         if kind == "extra_forbidden":
             return self.tell(loc, "", _unknown(table, keys[-1]))  # its value might be a secret, put here by mistake
-        allowed = str(_TABLES[table].model_fields[keys[-1]].description)
+        allowed = str(TABLES[table].model_fields[keys[-1]].description)
         if kind == "missing":
             return self.tell(loc, "", f"must be given: {allowed}")
         if table == "peers" and keys[-1] == "name" and "name" not in _look(self.table, loc[:-1]):
@@ -298,13 +157,14 @@ class _Document:
 
     def key(self, loc: _Loc) -> str:
         """A key as an operator looks for it: `http.listen`, `peer 2 (node-b): port`."""
-        if loc[0] != "peers" or len(loc) == 1:
-            return ".".join("peer" if part == "peers" else str(part) for part in loc)
+        field = str(loc[0])
+        if field not in LISTS or len(loc) == 1:
+            return ".".join(LISTS.get(str(part), str(part)) for part in loc)
         number = int(loc[1])
-        peer = self.table["peers"][number]
-        name = peer.get("name") or peer.get("host") if isinstance(peer, dict) else None
+        entry = self.table[field][number]
+        name = entry.get("name") or entry.get("host") if isinstance(entry, dict) else None
         who = f"{number + 1} ({name[:64]})" if isinstance(name, str) else str(number + 1)
-        return f"peer {who}" + "".join(f": {key}" for key in loc[2:])
+        return f"{LISTS[field]} {who}" + "".join(f": {key}" for key in loc[2:])
 
 
 def _look(thing: Any, loc: _Loc) -> Any:
@@ -325,10 +185,17 @@ def _shown(value: Any) -> str:
 
 def _unknown(table: str, key: str) -> str:
     """What to say of a key that does not exist: the nearest one, and the table that it would belong to."""
-    fields = {name: ["peer" if f == "peers" else f for f in model.model_fields] for name, model in _TABLES.items()}
+    fields = {name: [LISTS.get(f, f) for f in model.model_fields] for name, model in TABLES.items()}
     hints = [f"did you mean {near}?" for near in difflib.get_close_matches(key, fields[table], 1)]
-    hints += [f"{key} belongs {_TITLES[other]}" for other, known in fields.items() if other != table and key in known]
+    hints += [f"{key} belongs {_title(other)}" for other, known in fields.items() if other != table and key in known]
     return "; ".join(["no such key", *(hints or ["here may stand " + ", ".join(fields[table])])])
+
+
+def _title(table: str) -> str:
+    """Where a table is written in the file."""
+    if not table:
+        return "above the first table"
+    return f"under [[{LISTS[table]}]]" if table in LISTS else f"under [{table}]"
 
 
 def _conflicts(settings: Settings, faulty: set[_Loc]) -> Iterator[tuple[str, list[_Loc]]]:
@@ -362,6 +229,22 @@ def _conflicts(settings: Settings, faulty: set[_Loc]) -> Iterator[tuple[str, lis
         own = peer.port == SSH_PORT and peer.path == settings.root and _is_local(host, node)
         if own and name != node and faulty.isdisjoint(locs):
             yield "this node's own tree, which is no peer of its own", locs
+    yield from _inbox_conflicts(settings, faulty)
+
+
+def _inbox_conflicts(settings: Settings, faulty: set[_Loc]) -> Iterator[tuple[str, list[_Loc]]]:
+    for key in ("root", "state_dir"):
+        locs: list[_Loc] = [("inbox", "jail"), (key,)]
+        path = getattr(settings, key)
+        if settings.senders and _nested(path, settings.inbox.jail) and faulty.isdisjoint(locs):
+            yield f"jail and {key} must lie apart, neither inside the other", locs
+    for key in ("name", "account"):
+        seen: dict[str, int] = {}
+        for number, sender in enumerate(settings.senders):
+            locs = [("senders", number, key)]
+            first = seen.setdefault(getattr(sender, key).casefold(), number)
+            if first != number and faulty.isdisjoint(locs):
+                yield f"sender {first + 1} has this {key} already", locs
 
 
 def _nested(path: str, other: str) -> bool:
