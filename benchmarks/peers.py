@@ -74,7 +74,7 @@ def main() -> None:
         bad = [peer_table("frozen", frozen), peer_table("slow", through)]  # type: ignore[arg-type]
         for pair in range(options.pairs):
             for tables, results in ((good, without), (good + bad, with_bad)):
-                agent = new_agent(base, base / f"peers-tree-{pair}-{len(tables)}", "peers", peers=tables)
+                agent = new_agent(base, base / f"peers-tree-{time.monotonic_ns()}", "peers", peers=tables)
                 (agent.root / _HOUR.path).mkdir(parents=True, exist_ok=True)
                 with agent:
                     while sum(agent.metric("peer_up", peer=f"good-{number}") for number in range(_GOOD)) < _GOOD:

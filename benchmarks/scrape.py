@@ -49,7 +49,9 @@ def main() -> None:
             busy = beside_rescans(agent, root, options.scrapes)
             p99 = percentile(busy, 0.99)
             report.add("full rescans + 2,000 segments/s", spread(busy), must="p99 <= 20 ms", ok=p99 <= 0.020)
-        during = beside_catch_up(base, options.scrapes)
+        during: list[float] = []
+        while len(during) < options.scrapes:  # one catch-up is over within some hundred scrapes
+            during += beside_catch_up(base, options.scrapes - len(during))
         p99 = percentile(during, 0.99)
         report.add("catch-up of 10,000 to three peers", spread(during), must="p99 <= 50 ms", ok=p99 <= 0.050)
     report.close()
