@@ -1,4 +1,4 @@
-"""Segment paths, stems, hours and tombstones: the only place that parses or joins them.
+"""Segment paths, stems, hours and tombstones.
 
 The tree is `ROOT/CHANNEL/QUALITY/HOUR/NAME`. The formats are those of the archive whose segments these are:
 
