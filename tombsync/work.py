@@ -39,13 +39,16 @@ class Source(StrEnum):
 class Sighting(NamedTuple):
     """A tombstone was seen. `read_ns` is the monotonic clock when the event was read or the directory listed.
 
-    `directory`: the event said that it was one, whatever stands there now.
+    `directory`: the event said that it was one, whatever stands there now. `sender` is the peer whose inbox it came by,
+    `origin` the node that is said to have marked it first; both "" for what was seen in the tree.
     """
 
     marked: Marked
     source: Source
     read_ns: int
     directory: bool = False
+    sender: str = ""
+    origin: str = ""
 
 
 class Sight(NamedTuple):

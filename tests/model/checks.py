@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from tests.model.ground import file_state
 from tombsync.cli.ls import directory_listing
+from tombsync.index.deliveries import Tally
 from tombsync.index.schema import hour_of
-from tombsync.index.writer import Tally
 from tombsync.names import EXTENSION, Hour, Kind, Marked, tombstone_name
 from tombsync.plan import PUT_BACK_AFTER_S, State
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import tombsync
 from tombsync.index import Hidden, SegmentRows, Writer
-from tombsync.index.writer import Tally
+from tombsync.index.deliveries import Tally
 from tombsync.names import Hour, Marked, hour_number
 from tombsync.plan import State
 from tombsync.work import Sight, Sighting, Source

@@ -18,6 +18,92 @@ from tombsync.names import Hour, hour_number
 # migration adds the version before it here; nothing else of these tests has to change.
 OLDER: dict[int, str] = {
     0: "",
+    1: """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+
+CREATE TABLE place (
+    id INTEGER PRIMARY KEY,
+    channel TEXT NOT NULL,
+    quality TEXT NOT NULL,
+    own_mount INTEGER NOT NULL DEFAULT 0,
+    UNIQUE (channel, quality)
+);
+
+CREATE TABLE hour (
+    id INTEGER PRIMARY KEY,
+    mtime_ns INTEGER,
+    digest BLOB,
+    pass INTEGER NOT NULL DEFAULT 0,
+    settled INTEGER NOT NULL DEFAULT 0,
+    edits INTEGER NOT NULL DEFAULT 0,
+    files INTEGER NOT NULL DEFAULT 0,
+    hidden INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX hour_unsettled ON hour (id) WHERE settled = 0;
+
+CREATE TABLE segment (
+    hour INTEGER NOT NULL,
+    stem TEXT NOT NULL,
+    ext INTEGER NOT NULL,
+    PRIMARY KEY (hour, stem, ext)
+) WITHOUT ROWID;
+
+CREATE TABLE marker (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    hour INTEGER NOT NULL,
+    stem TEXT NOT NULL,
+    gen INTEGER NOT NULL DEFAULT 0,
+    in_tree INTEGER NOT NULL DEFAULT 1,
+    pushable INTEGER NOT NULL DEFAULT 1,
+    source TEXT NOT NULL,
+    hidden_at_ns INTEGER NOT NULL,
+    ctime_ns INTEGER,
+    owner_uid INTEGER,
+    UNIQUE (hour, stem, gen)
+);
+CREATE INDEX marker_unpushable ON marker (id) WHERE pushable = 0;
+
+CREATE TABLE peer (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    name TEXT NOT NULL UNIQUE,
+    target TEXT NOT NULL,
+    up INTEGER NOT NULL DEFAULT 0,
+    changed_at_ns INTEGER,
+    error TEXT,
+    error_at_ns INTEGER,
+    verified_at_ns INTEGER
+);
+
+CREATE TABLE delivery (
+    peer INTEGER NOT NULL,
+    marker INTEGER NOT NULL,
+    state INTEGER NOT NULL,
+    asked_at_ns INTEGER,
+    confirmed_at_ns INTEGER,
+    ever_there INTEGER NOT NULL DEFAULT 0,
+    detail TEXT,
+    PRIMARY KEY (peer, marker)
+) WITHOUT ROWID;
+CREATE INDEX delivery_open ON delivery (peer, marker) WHERE state <= 5;
+CREATE INDEX delivery_marker ON delivery (marker);
+
+CREATE TRIGGER marker_hides AFTER INSERT ON marker BEGIN
+    INSERT INTO delivery (peer, marker, state)
+        SELECT id, NEW.id, 1 FROM peer WHERE NEW.pushable;
+    INSERT OR IGNORE INTO hour (id) VALUES (NEW.hour);
+    UPDATE hour SET
+        edits = edits + 1,
+        digest = NULL,
+        settled = 0,
+        hidden = hidden + (SELECT count(*) FROM segment WHERE hour = NEW.hour AND stem = NEW.stem)
+    WHERE id = NEW.hour;
+END;
+
+INSERT INTO place (id, channel, quality) VALUES (1, 'desertbus', 'source');
+INSERT INTO peer (name, target) VALUES ('node-b', 'x');
+INSERT INTO marker (hour, stem, source, hidden_at_ns) VALUES (1 << 27 | 1, 'old', 'watch', 5);
+UPDATE delivery SET state = 7;
+""",
 }
 
 

@@ -111,13 +111,35 @@ class MarkersForgotten:
         self.on_commit(self.forgotten)
 
 
+@dataclass
+class MarkersPlaced:
+    """Tombstones of one hour that came by an inbox and stand in the tree now."""
+
+    hour: Hour
+    stems: Sequence[str]
+
+    @property
+    def rows(self) -> int:
+        return len(self.stems)
+
+    def apply(self, writer: Writer) -> None:
+        writer.placed_markers(self.hour, self.stems)
+
+    def committed(self) -> None:
+        pass
+
+
 class Outcome(NamedTuple):
-    """What became of one delivery. `asked_at_ns` is wall time; `detail` is one line for people."""
+    """What became of one delivery. `asked_at_ns` is wall time; `detail` is one line for people.
+
+    `data`: whether the peer still has data of that stem; None where it was not asked.
+    """
 
     marker: int
     state: State
     asked_at_ns: int
     detail: str = ""
+    data: bool | None = None
 
 
 @dataclass

@@ -28,7 +28,9 @@ _UNCONFIRMED = ",".join(str(int(state)) for state in UNCONFIRMED_STATES)
 _STATES = {int(state): state for state in State}
 _SOURCES = {source.value: source for source in Source}
 _HOUR_COLUMNS = "id, mtime_ns, digest, pass, settled, edits, files"
-_MARKER_COLUMNS = "m.id, m.hour, m.stem, m.source, m.hidden_at_ns, m.ctime_ns, m.owner_uid, m.in_tree, m.pushable"
+_MARKER_COLUMNS = (
+    "m.id, m.hour, m.stem, m.source, m.hidden_at_ns, m.ctime_ns, m.owner_uid, m.in_tree, m.pushable, m.sender, m.origin"
+)
 
 
 class HourRow(NamedTuple):
@@ -44,7 +46,10 @@ class HourRow(NamedTuple):
 
 
 class Due(NamedTuple):
-    """A delivery that a pusher may take. `ever_there`: the peer had it once, so its hour is not made again."""
+    """A delivery that a pusher may take. `ever_there`: the peer had it once, so its hour is not made again.
+
+    `origin`: the node that marked it first; "" for this one.
+    """
 
     marker: int
     marked: Marked
@@ -53,11 +58,12 @@ class Due(NamedTuple):
     state: State
     hidden_at_ns: int
     source: Source
+    origin: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class MarkerRow:
-    """A recorded tombstone. Times are wall time in nanoseconds."""
+    """A recorded tombstone. Times are wall time in nanoseconds. `sender` and `origin` as in Sighting."""
 
     marker: int
     marked: Marked
@@ -67,17 +73,24 @@ class MarkerRow:
     owner_uid: int | None
     in_tree: bool
     pushable: bool
+    sender: str
+    origin: str
 
 
 @dataclass(frozen=True, slots=True)
 class DeliveryRow:
-    """One delivery of one marker. Times are wall time in nanoseconds."""
+    """One delivery of one marker. Times are wall time in nanoseconds.
+
+    `data`: whether the peer still had data of that stem at `data_asked_at_ns`; None where it was never asked.
+    """
 
     peer: str
     state: State
     asked_at_ns: int | None
     confirmed_at_ns: int | None
     detail: str
+    data: bool | None
+    data_asked_at_ns: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,15 +241,27 @@ class Reader:
 
     def _marker(self, row: tuple[Any, ...]) -> MarkerRow:
         marked = Marked(self._hour_of(row[1]), from_key(row[2]))
-        return MarkerRow(row[0], marked, row[3], row[4], row[5], row[6], bool(row[7]), bool(row[8]))
+        return MarkerRow(
+            row[0], marked, row[3], row[4], row[5], row[6], bool(row[7]), bool(row[8]), row[9] or "", row[10] or ""
+        )
+
+    def awaited(self, *, above: int, limit: int) -> list[MarkerRow]:
+        """Recorded tombstones whose file has not yet stood in the tree, oldest first."""
+        rows = self._all(
+            f"SELECT {_MARKER_COLUMNS} FROM marker m WHERE m.in_tree = 0 AND m.id > ? ORDER BY m.id LIMIT ?",
+            (above, limit),
+        )
+        return [self._marker(row) for row in rows]
 
     def deliveries(self, marker: int) -> list[DeliveryRow]:
         """The deliveries of one marker, by peer."""
         return [
-            DeliveryRow(name, State(state), asked, confirmed, detail or "")
-            for name, state, asked, confirmed, detail in self._all(
-                "SELECT name, state, asked_at_ns, confirmed_at_ns, detail FROM delivery d JOIN peer p ON p.id = d.peer"
-                " WHERE marker = ? ORDER BY name",
+            DeliveryRow(
+                name, State(state), asked, confirmed, detail or "", None if data is None else bool(data), data_at
+            )
+            for name, state, asked, confirmed, detail, data, data_at in self._all(
+                "SELECT name, state, asked_at_ns, confirmed_at_ns, detail, data, data_asked_at_ns"
+                " FROM delivery d JOIN peer p ON p.id = d.peer WHERE marker = ? ORDER BY name",
                 (marker,),
             )
         ]
@@ -262,7 +287,7 @@ class Reader:
     ) -> list[Due]:
         rows = self._all(
             "SELECT m.id, m.hour, m.stem, d.ever_there, d.confirmed_at_ns IS NOT NULL, d.state, m.hidden_at_ns,"
-            " m.source"
+            " m.source, m.origin"
             f" FROM {source} JOIN marker m ON m.id = d.marker"
             f" WHERE d.peer = ? AND d.{where} AND d.marker > ? AND d.marker < ? ORDER BY d.marker DESC LIMIT ?",
             (peer, above, below if below is not None else 1 << 62, limit),
@@ -277,8 +302,9 @@ class Reader:
                 _STATES[state],
                 hidden_at_ns,
                 _SOURCES[source],
+                origin or "",
             )
-            for marker, hour, stem, there, confirmed, state, hidden_at_ns, source in rows
+            for marker, hour, stem, there, confirmed, state, hidden_at_ns, source, origin in rows
         ]
 
     def oldest_unconfirmed_ns(self, peer: int) -> int | None:

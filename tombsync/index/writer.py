@@ -6,21 +6,18 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from tombsync.errors import StateRefused
 from tombsync.index import files
-from tombsync.index.batches import Outcome
+from tombsync.index.deliveries import Deliveries, Tally
 from tombsync.index.reader import Due
 from tombsync.index.schema import HOUR_BITS, IS_HIDDEN, from_key, hour_id, to_key
 from tombsync.names import EXTENSION, Hour, Kind, Marked, classify
-from tombsync.plan import THERE_STATES, State
-from tombsync.work import TRANSACTION_ROWS, Batch, Sight, Sighting
-
-_UNFINISHED = ""  # target of a peer whose deliveries are being made or dropped: after a crash both begin again
+from tombsync.plan import State
+from tombsync.work import Batch, Sight, Sighting, Source
 
 
 class Hidden(NamedTuple):
@@ -43,41 +40,31 @@ class Hidden(NamedTuple):
             state=State.PENDING,
             hidden_at_ns=self.at_ns,
             source=self.sighting.source,
+            origin=self.sighting.origin,
         )
 
 
-class Tally:
-    """Counts of the index's rows, so that a scrape costs no query. Written by the writer's thread only; single dict
-    operations make it readable from any other.
-    """
-
-    def __init__(self) -> None:
-        self.files: Counter[int] = Counter()  # place -> segment files
-        self.hidden: Counter[int] = Counter()  # place -> segment files that are hidden
-        self.deliveries: Counter[tuple[int, State]] = Counter()  # (peer, state) -> deliveries
-        self.markers = 0
-
-
-class Writer:
+class Writer(Deliveries):
     """Writes the index. Raises IndexDamaged and StateRefused; after either, the transaction has not happened."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self._connection = files.open_for_writing(path)
         self._places: dict[tuple[str, str], int] = {}
-        self._peers: list[int] = []
+        self._peers = []
         self._marked_hours: set[int] = set()  # every hour that has a marker, and perhaps some that had
         self.tally = Tally()
         self._miscounted = False  # the tally is not that of the index
         try:
             with files.translated(self.path):
-                self._load()
+                self.load()
         except BaseException:
             # Not left to the garbage collector: the file is about to be set aside, and another made in its place.
             self._connection.close()
             raise
 
-    def _load(self) -> None:
+    def load(self) -> None:
+        """Take the places, peers and counts from the file."""
         self._places = {
             (from_key(channel), from_key(quality)): place
             for place, channel, quality in self.execute("SELECT id, channel, quality FROM place")
@@ -103,7 +90,7 @@ class Writer:
         """All or nothing. The tally is loaded again where it might have run ahead of what was kept."""
         with files.translated(self.path):
             if self._miscounted:
-                self._load()
+                self.load()
             self.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -112,7 +99,7 @@ class Writer:
                 self._miscounted = True
                 if self._connection.in_transaction:
                     self.execute("ROLLBACK")
-                self._load()
+                self.load()
                 raise
 
     # -- hiding -------------------------------------------------------------------------------------------------------
@@ -142,9 +129,20 @@ class Writer:
         hour, stem, pushable = self.hour_id(marked.hour), to_key(marked.stem), _pushable(marked, sight)
         self._marked_hours.add(hour)
         cursor = self.execute(
-            "INSERT OR IGNORE INTO marker (hour, stem, pushable, source, hidden_at_ns, ctime_ns, owner_uid)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (hour, stem, pushable, sighting.source.value, now_ns, sight.ctime_ns, sight.owner_uid),
+            "INSERT OR IGNORE INTO marker (hour, stem, in_tree, pushable, source, hidden_at_ns, ctime_ns, owner_uid,"
+            " sender, origin) VALUES (?, ?, ?, ?, ?, ?, ?, ?, nullif(?, ''), nullif(?, ''))",
+            (
+                hour,
+                stem,
+                sight.ctime_ns is not None or sighting.source is not Source.INBOX,
+                pushable,
+                sighting.source.value,
+                now_ns,
+                sight.ctime_ns,
+                sight.owner_uid,
+                sighting.sender,
+                sighting.origin,
+            ),
         )
         return Hidden(cursor.lastrowid or 0, sighting, sight, pushable, now_ns) if cursor.rowcount == 1 else None
 
@@ -168,7 +166,7 @@ class Writer:
                 "INSERT INTO delivery (peer, marker, state) SELECT id, ?, ? FROM peer", (last, int(State.PENDING))
             )
             return Hidden(last, sighting, sight, pushable=True, at_ns=now_ns, first=False)
-        if not in_tree:
+        if not in_tree and sight.ctime_ns is not None:
             self.execute("UPDATE marker SET in_tree = 1 WHERE id = ?", (marker,))
         return None
 
@@ -253,37 +251,14 @@ class Writer:
         self.tally.files[identifier >> HOUR_BITS] += gained
         self.tally.hidden[identifier >> HOUR_BITS] += after - before
 
-    def record_outcomes(self, peer: int, outcomes: Sequence[Outcome]) -> list[tuple[Outcome, State]]:
-        """Write answers of a peer; returns those whose state changed, with the state before. Skips forgotten rows.
-
-        Two statements for all that say the same, as each step of a statement lets go of the interpreter and waits for
-        it again: row by row a hide waited behind 200 outcomes for 20 to 180 ms (benchmarks/hide.py, catch-up).
-        """
-        by_answer: dict[tuple[State, int, str], list[Outcome]] = {}
-        for outcome in outcomes:
-            by_answer.setdefault(outcome[1:], []).append(outcome)
-        changed = []
-        for (state, asked_at_ns, detail), group in by_answer.items():
-            markers = json.dumps([outcome.marker for outcome in group])
-            ((known,),) = self.execute(
-                "SELECT json_group_object(marker, state) FROM delivery"
-                " WHERE peer = ? AND marker IN (SELECT value FROM json_each(?))",
-                (peer, markers),
-            )
+    def placed_markers(self, hour: Hour, stems: Sequence[str]) -> None:
+        """These tombstones, which came by an inbox, stand in the tree now."""
+        identifier = self.hour_id(hour)
+        for stem in stems:
             self.execute(
-                "UPDATE delivery SET state = ?1, asked_at_ns = ?2, ever_there = max(ever_there, ?3),"
-                f" confirmed_at_ns = iif(?1 = {State.CONFIRMED:d} AND state != ?1, ?2, confirmed_at_ns),"
-                " detail = nullif(?4, '') WHERE peer = ?5 AND marker IN (SELECT value FROM json_each(?6))",
-                (int(state), asked_at_ns, state in THERE_STATES, detail, peer, markers),
+                "UPDATE marker SET in_tree = 1 WHERE hour = ? AND stem = ? AND gen = 0 AND in_tree = 0",
+                (identifier, to_key(stem)),
             )
-            before = json.loads(known)
-            for outcome in group:
-                was = before.get(str(outcome.marker))
-                if was is not None and was != state:
-                    self.tally.deliveries[peer, State(was)] -= 1
-                    self.tally.deliveries[peer, state] += 1
-                    changed.append((outcome, State(was)))
-        return changed
 
     def forget_markers(self, hour: Hour, stems: Sequence[str], keep_states: str) -> list[str]:
         """Drop markers that have no delivery in one of these states; returns the stems that went."""
@@ -323,61 +298,6 @@ class Writer:
     def places(self) -> dict[int, tuple[str, str]]:
         """The channel and quality of each place."""
         return {identifier: place for place, identifier in list(self._places.items())}
-
-    def sync_peers(self, wanted: dict[str, str]) -> tuple[list[str], list[str]]:
-        """Make the peers those of the settings (name -> target); a peer with another target is another peer.
-
-        Each new one gets every marker that can be pushed. Returns the names added and forgotten. Called at start, in
-        transactions of bounded size.
-        """
-        with files.translated(self.path):
-            known = {
-                name: (i, target) for i, name, target in self.execute("SELECT id, name, target FROM peer").fetchall()
-            }
-        outdated = [name for name, (_, target) in known.items() if wanted.get(name) != target]
-        for name in outdated:
-            self._forget_peer(known[name][0])
-        added = [name for name in wanted if name not in known or name in outdated]
-        for name in added:
-            self._add_peer(name, wanted[name])
-        with self.transaction():
-            self.execute("UPDATE peer SET up = 0")  # what the last process saw
-        with files.translated(self.path):
-            self._load()
-        return added, [name for name in outdated if known[name][1] != _UNFINISHED]
-
-    def _forget_peer(self, peer: int) -> None:
-        with self.transaction():
-            self.execute("UPDATE peer SET target = ? WHERE id = ?", (_UNFINISHED, peer))
-        while True:
-            with self.transaction():
-                gone = self.execute(
-                    "DELETE FROM delivery WHERE (peer, marker) IN"
-                    " (SELECT peer, marker FROM delivery WHERE peer = ? LIMIT ?)",
-                    (peer, TRANSACTION_ROWS),
-                ).rowcount
-                if not gone:
-                    self.execute("DELETE FROM peer WHERE id = ?", (peer,))
-                    return
-
-    def _add_peer(self, name: str, target: str) -> None:
-        with self.transaction():
-            peer = self.execute("INSERT INTO peer (name, target) VALUES (?, ?)", (name, _UNFINISHED)).lastrowid
-            (last,) = self.execute("SELECT coalesce(max(id), 0) FROM marker").fetchone()
-        for start in range(0, last, TRANSACTION_ROWS):
-            with self.transaction():
-                self.execute(
-                    "INSERT OR IGNORE INTO delivery (peer, marker, state)"
-                    " SELECT ?, id, ? FROM marker WHERE pushable AND id > ? AND id <= ?",
-                    (peer, int(State.PENDING), start, start + TRANSACTION_ROWS),
-                )
-        with self.transaction():
-            self.execute("UPDATE peer SET target = ? WHERE id = ?", (target, peer))
-
-    def peer_ids(self) -> dict[str, int]:
-        """The key of each peer by name."""
-        with files.translated(self.path):
-            return dict(self.execute("SELECT name, id FROM peer").fetchall())
 
     def fact(self, key: str) -> Any:
         """A value of the agent's own; None where it was never set."""

@@ -1,0 +1,136 @@
+"""The part of the index's writer that keeps peers and their deliveries."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+from tombsync.index import files
+from tombsync.index.batches import Outcome
+from tombsync.plan import THERE_STATES, State
+from tombsync.work import TRANSACTION_ROWS
+
+_UNFINISHED = ""  # target of a peer whose deliveries are being made or dropped: after a crash both begin again
+
+
+class Tally:
+    """Counts of the index's rows, so that a scrape costs no query. Written by the writer's thread only; single dict
+    operations make it readable from any other.
+    """
+
+    def __init__(self) -> None:
+        self.files: Counter[int] = Counter()  # place -> segment files
+        self.hidden: Counter[int] = Counter()  # place -> segment files that are hidden
+        self.deliveries: Counter[tuple[int, State]] = Counter()  # (peer, state) -> deliveries
+        self.markers = 0
+
+
+class Deliveries:
+    """What Writer can do with peers and deliveries; the connection and the transactions are Writer's."""
+
+    path: str
+    tally: Tally
+    _peers: list[int]
+
+    def execute(self, sql: str, values: Sequence[object] = ()) -> sqlite3.Cursor:
+        """Run one statement."""
+        raise NotImplementedError
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """All or nothing."""
+        raise NotImplementedError
+
+    def load(self) -> None:
+        """Take the places, peers and counts from the file."""
+        raise NotImplementedError
+
+    def record_outcomes(self, peer: int, outcomes: Sequence[Outcome]) -> list[tuple[Outcome, State]]:
+        """Write answers of a peer; returns those whose state changed, with the state before. Skips forgotten rows.
+
+        Two statements for all that say the same, as each step of a statement lets go of the interpreter and waits for
+        it again: row by row a hide waited behind 200 outcomes for 20 to 180 ms (benchmarks/hide.py, catch-up).
+        """
+        by_answer: dict[tuple[State, int, str, bool | None], list[Outcome]] = {}
+        for outcome in outcomes:
+            by_answer.setdefault(outcome[1:], []).append(outcome)
+        changed = []
+        for (state, asked_at_ns, detail, data), group in by_answer.items():
+            markers = json.dumps([outcome.marker for outcome in group])
+            ((known,),) = self.execute(
+                "SELECT json_group_object(marker, state) FROM delivery"
+                " WHERE peer = ? AND marker IN (SELECT value FROM json_each(?))",
+                (peer, markers),
+            )
+            self.execute(
+                "UPDATE delivery SET state = ?1, asked_at_ns = ?2, ever_there = max(ever_there, ?3),"
+                f" confirmed_at_ns = iif(?1 = {State.CONFIRMED:d} AND state != ?1, ?2, confirmed_at_ns),"
+                " detail = nullif(?4, ''), data = coalesce(?7, data), data_asked_at_ns = iif(?7 IS NULL,"
+                " data_asked_at_ns, ?2) WHERE peer = ?5 AND marker IN (SELECT value FROM json_each(?6))",
+                (int(state), asked_at_ns, state in THERE_STATES, detail, peer, markers, data),
+            )
+            before = json.loads(known)
+            for outcome in group:
+                was = before.get(str(outcome.marker))
+                if was is not None and was != state:
+                    self.tally.deliveries[peer, State(was)] -= 1
+                    self.tally.deliveries[peer, state] += 1
+                    changed.append((outcome, State(was)))
+        return changed
+
+    def sync_peers(self, wanted: dict[str, str]) -> tuple[list[str], list[str]]:
+        """Make the peers those of the settings (name -> target); a peer with another target is another peer.
+
+        Each new one gets every marker that can be pushed. Returns the names added and forgotten. Called at start, in
+        transactions of bounded size.
+        """
+        with files.translated(self.path):
+            known = {
+                name: (i, target) for i, name, target in self.execute("SELECT id, name, target FROM peer").fetchall()
+            }
+        outdated = [name for name, (_, target) in known.items() if wanted.get(name) != target]
+        for name in outdated:
+            self._forget_peer(known[name][0])
+        added = [name for name in wanted if name not in known or name in outdated]
+        for name in added:
+            self._add_peer(name, wanted[name])
+        with self.transaction():
+            self.execute("UPDATE peer SET up = 0")  # what the last process saw
+        with files.translated(self.path):
+            self.load()
+        return added, [name for name in outdated if known[name][1] != _UNFINISHED]
+
+    def _forget_peer(self, peer: int) -> None:
+        with self.transaction():
+            self.execute("UPDATE peer SET target = ? WHERE id = ?", (_UNFINISHED, peer))
+        while True:
+            with self.transaction():
+                gone = self.execute(
+                    "DELETE FROM delivery WHERE (peer, marker) IN"
+                    " (SELECT peer, marker FROM delivery WHERE peer = ? LIMIT ?)",
+                    (peer, TRANSACTION_ROWS),
+                ).rowcount
+                if not gone:
+                    self.execute("DELETE FROM peer WHERE id = ?", (peer,))
+                    return
+
+    def _add_peer(self, name: str, target: str) -> None:
+        with self.transaction():
+            peer = self.execute("INSERT INTO peer (name, target) VALUES (?, ?)", (name, _UNFINISHED)).lastrowid
+            (last,) = self.execute("SELECT coalesce(max(id), 0) FROM marker").fetchone()
+        for start in range(0, last, TRANSACTION_ROWS):
+            with self.transaction():
+                self.execute(
+                    "INSERT OR IGNORE INTO delivery (peer, marker, state)"
+                    " SELECT ?, id, ? FROM marker WHERE pushable AND id > ? AND id <= ?",
+                    (peer, int(State.PENDING), start, start + TRANSACTION_ROWS),
+                )
+        with self.transaction():
+            self.execute("UPDATE peer SET target = ? WHERE id = ?", (target, peer))
+
+    def peer_ids(self) -> dict[str, int]:
+        """The key of each peer by name."""
+        with files.translated(self.path):
+            return dict(self.execute("SELECT name, id FROM peer").fetchall())
