@@ -59,11 +59,34 @@ class Event(Enum):
     UNDELIVERED = "42ceefcc51a647909539d8061e30d765", WARNING, "a peer said why it does not hold the tombstone"
     RESTORED = "aece7d9e76244ec5812abd0f39176ce8", WARNING, "a vanished tombstone was put back into the tree"
     REJECTED = "cf4bc8e960924001a36126192072b213", WARNING, "a name from outside was refused and changed nothing"
+    INBOX_HELD = (
+        "1e61a6d39dde4441b745c0240c205065",
+        WARNING,
+        "a peer is over its quota; the rest waits in its inbox",
+    )
+    INBOX_MISSING = (
+        "1e31f2d32d1148d6a3d040854519302b",
+        ERROR,
+        "a peer's inbox cannot be used: nothing arrives from it",
+    )
+    INBOX_RETURNED = "b35d2173c9ac4303a2a9eaf926cd2cfa", NOTICE, "a peer's inbox is as it should be again"
+    VIEW_STALE = (
+        "daeac7a8fbb84caaa1f6b721360fcb20",
+        ERROR,
+        "peers see another tree than ours: inboxes are left alone",
+    )
+    VIEW_RETURNED = "b6f6ca9050fa4d4a87ab68dbf9ff37ae", NOTICE, "the peers see the tree of this node again"
     MISTAKEN_NAME = "072c8c889977402cb7520527566fb2bc", WARNING, "a file that looks like a tombstone hides nothing"
     NOT_REGULAR = "0d821c96b00a449bb2e748a10c97d243", WARNING, "a tombstone that is no regular file hides only here"
     PEER_UP = "33442c5ab22546eeb02c7a207580875e", NOTICE, "a peer can be reached again"
     PEER_DOWN = "ff0600b5790d4760b2eca0018043cc12", WARNING, "a peer cannot be reached; its deliveries wait"
     HOST_KEY_CHANGED = "0bc701e426b54ce9ab91eb734becdcbe", CRITICAL, "a peer shows another host key: it gets nothing"
+    CANARY_LOST = (
+        "1ccedc51de744252914babb2a3212aff",
+        WARNING,
+        "a peer answers, and what is delivered would not arrive",
+    )
+    CANARY_RETURNED = "289113acb4284fd9a29c35ece6579f72", NOTICE, "what is delivered to a peer arrives again"
     PEER_ADDED = "ea2ba4d9e57c44878d3a72af96739090", NOTICE, "a peer was added; every tombstone is due for it"
     PEER_FORGOTTEN = "c1cd9a92acba4b0ab33d7497a3f98466", WARNING, "a peer was removed; what it confirmed is forgotten"
     LINK_NOT_FOLLOWED = "3b70b9bedaf1444da3b9ab47cb3f720f", WARNING, "a link in the tree is not followed"

@@ -124,8 +124,10 @@ class Intake:
             f"hidden: {shown}",
             marked=marked,
             source=sighting.source.value,
-            actor=owner_name(sight.owner_uid),
+            actor=sighting.sender or owner_name(sight.owner_uid),
             elapsed_ms=elapsed_s * 1e3,
+            peer=sighting.sender or None,
+            **({"origin": sighting.origin} if sighting.origin else {}),  # type: ignore[arg-type]
         )
         if not hidden.pushable:
             self._tell_why_not_pushed(hidden, shown)

@@ -46,6 +46,12 @@ class Sources(Protocol):
     def peers_up(self) -> Iterable[tuple[str, bool]]:
         """(peer, whether its session stands)."""
 
+    def canary_ages_s(self) -> Iterable[tuple[str, float]]:
+        """(peer, seconds since the whole way to it was last found to stand)."""
+
+    def inbox_waiting(self) -> Iterable[tuple[str, int]]:
+        """(sender, files in its inbox at the last look)."""
+
     def watches(self) -> int:
         """Directories watched."""
 
@@ -140,6 +146,18 @@ class _Gauges:
         )
         yield gauge(
             "peer_up", "Whether the session with a peer stands.", ("peer",), (((p,), up) for p, up in ask.peers_up())
+        )
+        yield gauge(
+            "canary_age_seconds",
+            "Since the whole way to a peer was last found to stand; looked at each minute.",
+            ("peer",),
+            (((peer,), age) for peer, age in ask.canary_ages_s()),
+        )
+        yield gauge(
+            "inbox_waiting",
+            "Files that wait in the inbox of a sender.",
+            ("peer",),
+            (((sender,), count) for sender, count in ask.inbox_waiting()),
         )
         yield gauge("watches", "Directories watched by inotify.", (), [((), ask.watches())])
         yield gauge(

@@ -95,8 +95,8 @@ class HourDiff:
     mistakes: list[str]
 
 
-def diff_hour(names: Iterable[str], *, segments: set[str], markers: set[str], markers_in_tree: set[str]) -> HourDiff:
-    """Compare a listing with the rows that were read *before* it was made.
+def diff_hour(names: Iterable[str], *, segments: set[str], markers: set[str]) -> HourDiff:
+    """Compare a listing with the rows that were read *before* it was made; `markers`: those known to be in the tree.
 
     In that order a file that comes or goes in between is at worst added or dropped twice, which is harmless; the
     hour's changed mtime makes the next visit look again. `add` is sorted, as SQLite inserts sorted keys faster. Whole
@@ -117,7 +117,7 @@ def diff_hour(names: Iterable[str], *, segments: set[str], markers: set[str], ma
         add=sorted(found - segments),
         drop=sorted(segments - found),
         markers_found=sorted(found_markers - markers),
-        markers_missing=sorted(markers_in_tree - found_markers),
+        markers_missing=sorted(markers - found_markers),
         mistakes=sorted(mistakes),
     )
 

@@ -28,7 +28,7 @@ PATIENCE: Mapping[str, object] = {
     **CONSTANTS,
     "tombsync.peers.ssh.CONNECT_TIMEOUT_S": 4.0,
     "tombsync.peers.ssh._PHASE_TIMEOUT_S": 3.0,
-    "tombsync.peers.tree.REPLY_TIMEOUT_S": 3.0,
+    "tombsync.peers.session.REPLY_TIMEOUT_S": 3.0,
     "tombsync.plan.BACKOFF_FIRST_S": 0.2,
     "tombsync.plan.BACKOFF_LAST_S": 1.0,
 }

@@ -127,6 +127,8 @@ class ModelSession:
         self._answers: list[Answer] = []  # on their way
         self._arrived: list[Answer] = []
         self._pinged = False
+        self.canary_at: float | None = None
+        self.canary_problem = ""
         self._heard_at: float | None = None
 
     @property
@@ -134,10 +136,12 @@ class ModelSession:
         """Jobs submitted and not yet answered."""
         return len(self._requests) + len(self._answers) + len(self._arrived)
 
-    @property
-    def unsent(self) -> bool:
+    def due_in_s(self) -> float:
         """Never: what was submitted is on its way."""
-        return False
+        return float("inf")
+
+    def walk_canary(self) -> None:
+        """Nothing: the model has no canaries."""
 
     def room(self, waiting: int) -> int:
         """How many of `waiting` jobs to submit now."""

@@ -10,6 +10,7 @@ import contextlib
 import os
 import stat
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -35,8 +36,9 @@ class MemoryPeer:
 
     What a test may set at any time: `down` (what `connect` raises), `window` (jobs in flight at most), `answers_a_turn`
     (how many jobs one `collect` answers at most; 0 holds all answers back), `can_sync`, `full`, `unwritable` (paths of
-    directories). `on_connect` and `on_collect` run at the beginning of each such call. `submitted` is every job in the
-    order in which it was submitted, `logins` counts the connects. Use `with`, or `close`: sessions hold descriptors.
+    directories), `canary_problem` (what a walk of the canary finds). `on_connect` and `on_collect` run at the beginning
+    of each such call. `submitted` is every job in the order in which it was submitted, `logins` counts the connects.
+    Use `with`, or `close`: sessions hold descriptors.
     """
 
     def __init__(self, name: str = "peer", *, known_hosts: str = "/nonexistent", window: int = 64) -> None:
@@ -46,6 +48,7 @@ class MemoryPeer:
         self.answers_a_turn = 1_000_000
         self.can_sync = True
         self.full = False
+        self.canary_problem = ""
         self.unwritable: set[str] = set()
         self.on_connect: Callable[[], None] = lambda: None
         self.on_collect: Callable[[], None] = lambda: None
@@ -133,6 +136,19 @@ class MemoryPeer:
 
     def answer(self, job: Job) -> Answer:
         """Do a job at once."""
+        answer = self._look(job) if job.ask_only else self._deliver(job)
+        return answer._replace(data=self._has_data(job)) if job.ask_data else answer
+
+    def _look(self, job: Job) -> Answer:
+        found = self._entries.get(job.marked.tombstone_path)
+        if found is not None and stat.S_ISREG(found.mode):
+            return Answer(job.marker, State.PENDING, "it is there already")
+        return Answer(job.marker, State.HELD)
+
+    def _has_data(self, job: Job) -> bool:
+        return any(job.marked.path + extension in self._entries for extension in (".ts", ".json"))
+
+    def _deliver(self, job: Job) -> Answer:
         path, hour = job.marked.tombstone_path, job.marked.hour
         found = self._entries.get(path)
         if found is not None:
@@ -184,6 +200,8 @@ class MemorySession:
     def __init__(self, peer: MemoryPeer) -> None:
         self.failure: PeerError | None = None
         self.pings = 0
+        self.canary_at: float | None = None
+        self.canary_problem = ""
         self._peer = peer
         self._waiting: deque[Job] = deque()
         self._lock = threading.Lock()  # held while the descriptor is made to say what is the case
@@ -194,10 +212,9 @@ class MemorySession:
         """Jobs submitted and not yet answered."""
         return len(self._waiting)
 
-    @property
-    def unsent(self) -> bool:
+    def due_in_s(self) -> float:
         """Never: what was submitted is on its way."""
-        return False
+        return float("inf")
 
     def room(self, waiting: int) -> int:
         """How many of `waiting` jobs to submit now."""
@@ -216,6 +233,13 @@ class MemorySession:
         """Count it. Raises PeerError."""
         self._require_open()
         self.pings += 1
+
+    def walk_canary(self) -> None:
+        """Find what the peer says of its way. Raises PeerError."""
+        self._require_open()
+        self.canary_problem = self._peer.canary_problem
+        if not self.canary_problem:
+            self.canary_at = time.monotonic()
 
     def collect(self, now: float) -> list[Answer]:
         """Do some jobs and answer them. Raises PeerError."""

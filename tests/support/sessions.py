@@ -22,13 +22,14 @@ def target_of(server: Sshd, root: Path | None = None) -> Target:
 
 def wait_readable(session: Session, until: float) -> None:
     """Wait as a pusher does; fail the test at `until` (monotonic)."""
-    if session.unsent:
+    due_s = session.due_in_s()
+    if due_s <= 0:
         return
     poller = select.poll()
     poller.register(session.fileno(), select.POLLIN)
     left_s = until - time.monotonic()
     assert left_s > 0, f"{session.outstanding} jobs are not answered"
-    poller.poll(left_s * 1000)
+    poller.poll(min(left_s, due_s) * 1000 + 1)
 
 
 def exchange(session: Session, jobs: Sequence[Job]) -> list[Answer]:

@@ -37,6 +37,13 @@ class Sources:
         yield "node-b", 1.5 * self.steps
         yield "node-c", 0.0
 
+    def canary_ages_s(self) -> Iterable[tuple[str, float]]:
+        yield "node-b", 12.5
+        yield "node-c", 3600.0
+
+    def inbox_waiting(self) -> Iterable[tuple[str, int]]:
+        yield "node-b", 3
+
     def peers_up(self) -> Iterable[tuple[str, bool]]:
         yield "node-b", True
         yield "node-c", False

@@ -117,19 +117,17 @@ def naive(names: set[str]) -> tuple[set[str], set[str], set[str]]:
     return segments, markers, mistakes
 
 
-@given(st.sets(file_names), st.sets(segment_names), st.sets(stems), st.sets(stems))
-def test_after_a_diff_the_rows_are_the_listing(
-    names: set[str], segments: set[str], markers: set[str], waiting: set[str]
-) -> None:
+@given(st.sets(file_names), st.sets(segment_names), st.sets(stems))
+def test_after_a_diff_the_rows_are_the_listing(names: set[str], segments: set[str], markers: set[str]) -> None:
     before = set(segments), set(markers)
-    diff = plan.diff_hour(iter(names), segments=segments, markers=markers, markers_in_tree=markers - waiting)
+    diff = plan.diff_hour(iter(names), segments=segments, markers=markers)
     assert (segments, markers) == before
     found_segments, found_markers, mistakes = naive(names)
     assert (segments - set(diff.drop)) | set(diff.add) == found_segments
     assert not set(diff.add) & segments
     assert set(diff.drop) <= segments
     assert set(diff.markers_found) == found_markers - markers
-    assert set(diff.markers_missing) == (markers - waiting) - found_markers
+    assert set(diff.markers_missing) == markers - found_markers
     assert diff.mistakes == sorted(mistakes)
     for part in (diff.add, diff.drop, diff.markers_found, diff.markers_missing):
         assert part == sorted(set(part))
@@ -140,7 +138,7 @@ def test_a_tombstone_hides_exactly_its_stem(names: set[str], stem: str) -> None:
     """I3, from the names in a directory to what can be seen of them."""
 
     def visible(names: set[str]) -> set[str]:
-        diff = plan.diff_hour(names, segments=set(), markers=set(), markers_in_tree=set())
+        diff = plan.diff_hour(names, segments=set(), markers=set())
         return {name for name in diff.add if name.rpartition(".")[0] not in diff.markers_found}
 
     without = names - {f"{stem}.tombstone"}
@@ -149,7 +147,7 @@ def test_a_tombstone_hides_exactly_its_stem(names: set[str], stem: str) -> None:
 
 def test_an_unchanged_hour_needs_nothing() -> None:
     names = [".", "..", "a.ts", "b.json", "a.tombstone", "other"]
-    diff = plan.diff_hour(names, segments={"a.ts", "b.json"}, markers={"a"}, markers_in_tree={"a"})
+    diff = plan.diff_hour(names, segments={"a.ts", "b.json"}, markers={"a"})
     assert diff == plan.HourDiff([], [], [], [], [])
 
 

@@ -43,10 +43,7 @@ def check(place: Place, no_network: bool, as_json: bool) -> int:
     Example: before a start, without asking the peers
       tombsync check --no-network
     """
-    from tombsync.daemon import require_supported
-
     settings = place.settings()
-    require_supported(settings)
     findings = [Finding("ok", "settings", f"{len(settings.peers)} peers, node {settings.node}")]
     findings += [*check_tree(settings), *check_state(settings), *check_kernel(settings), *_check_keys(settings)]
     if not no_network:
@@ -193,7 +190,7 @@ def _check_keys(settings: Settings) -> Iterator[Finding]:
 
     for peer in settings.peers:
         try:
-            require_usable(target_of(peer))
+            require_usable(target_of(peer, settings.node))
         except errors.PeerError as exc:
             yield _of_peer("failed", exc)
 
@@ -204,16 +201,17 @@ def _of_peer(level: str, exc: errors.PeerError) -> Finding:
 
 def _check_peers(settings: Settings) -> list[Finding]:
     with ThreadPoolExecutor(_PARALLEL) as pool:
-        return [finding for findings in pool.map(_check_peer, settings.peers) for finding in findings]
+        checked = pool.map(lambda peer: _check_peer(peer, settings.node), settings.peers)
+        return [finding for findings in checked for finding in findings]
 
 
-def _check_peer(peer: PeerSettings) -> list[Finding]:
-    report = walk(peer)
+def _check_peer(peer: PeerSettings, node: str) -> list[Finding]:
+    report = walk(peer, node)
     what = f"peer {peer.name}"
     if report.error is not None:
         # A peer that is down is no reason not to start: that is what deliveries are kept for.
         return [_of_peer("warning", report.error)]
     findings = [Finding("ok", what, f"reached in {report.connect_ms:.0f} ms, its tree is there")]
-    if not report.can_sync:
+    if peer.delivery == "tree" and not report.can_sync:
         findings.append(Finding("warning", what, "its server has no fsync@openssh.com: deliveries stay not-durable"))
     return findings

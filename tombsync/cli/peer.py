@@ -33,7 +33,7 @@ def test(name: str, place: Place, as_json: bool) -> int:
       tombsync peer test node-b
     """
     settings = place.settings()
-    report = walk(find(settings, name))
+    report = walk(find(settings, name), settings.node)
     if as_json:
         say_json({"peer": name, **report.as_json()})
     else:
@@ -91,15 +91,15 @@ class Report:
             warn(f"{self.name}: no fsync@openssh.com there: deliveries stay not-durable and are not enough for a purge")
 
 
-def walk(settings: PeerSettings) -> Report:
-    """Connect to a peer and see what it offers."""
+def walk(settings: PeerSettings, node: str) -> Report:
+    """Connect to a peer, as the node of this name, and see what it offers."""
     from tombsync.daemon import target_of
     from tombsync.peers import Connector
 
     report = Report(settings.name)
     begun = time.monotonic()
     try:
-        session = Connector(target_of(settings)).connect()
+        session = Connector(target_of(settings, node)).connect()
     except errors.PeerError as exc:
         report.error = exc
         return report

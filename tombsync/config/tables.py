@@ -154,9 +154,14 @@ class InboxSettings(Table):
         """The read-only bind mount of ROOT; inside of the jail it is what a sender's `path` names."""
         return f"{self.jail}{DEFAULT_ROOT}"
 
+    @property
+    def directories(self) -> str:
+        """Where the inboxes are."""
+        return f"{self.jail}/inbox"
+
     def directory(self, account: str) -> str:
         """The inbox of one account."""
-        return f"{self.jail}/inbox/{account}"
+        return f"{self.directories}/{account}"
 
 
 class BreakerSettings(Table):

@@ -2,6 +2,6 @@
 
 from tombsync.daemon.agent import Agent
 from tombsync.daemon.once import rescan_once
-from tombsync.daemon.parts import believe_root, open_index, request_adoption, require_supported, target_of
+from tombsync.daemon.parts import believe_root, open_index, request_adoption, target_of
 
-__all__ = ["Agent", "believe_root", "open_index", "request_adoption", "require_supported", "rescan_once", "target_of"]
+__all__ = ["Agent", "believe_root", "open_index", "request_adoption", "rescan_once", "target_of"]

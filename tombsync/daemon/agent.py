@@ -22,13 +22,13 @@ from tombsync.daemon.parts import (
     believe_root,
     index_files,
     open_index,
-    require_supported,
     take_adoption,
     target_of,
     target_text,
 )
 from tombsync.daemon.sources import Sources, describe
 from tombsync.guard import RootGuard
+from tombsync.inbox import Box, Inbox
 from tombsync.index import AgentLock, Checkpointer, Hidden, Writer, index_path, note_damage
 from tombsync.intake import Intake
 from tombsync.metrics import Metrics
@@ -73,7 +73,6 @@ class Agent:
         """Run until a signal ends it. Raises TombsyncError: what kept it from starting, WorkerDied, RootReturned."""
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         settings = self.settings
-        require_supported(settings)
         with ExitStack() as stack:
             self._catch_signals(stack)  # for as long as the lock names this process to those who signal it
             lock = AgentLock(settings.state_dir)
@@ -133,7 +132,8 @@ class Agent:
             watch_answers=rescan.first_done.is_set,
         )
         self._make_pushers(writer, path, mailbox, audit, metrics, guard.believed)
-        sources = Sources(writer, path, self._pushers, watch, rescan, guard, self._beats, audit)
+        inbox = self._make_inbox(tree, identity, path, mailbox, audit, metrics, guard.believed)
+        sources = Sources(writer, path, self._pushers, inbox, watch, rescan, guard, self._beats, audit)
         stack.callback(sources.close)
         metrics.ask(sources)
         app = build_app(
@@ -150,6 +150,9 @@ class Agent:
         stack.callback(checkpointer.close)
         stack.callback(self._stop_workers, watch, rescan, mailbox)
         workers: list[Worker] = [checkpointer, intake, *self._pushers, guard]
+        if inbox is not None:
+            stack.callback(inbox.close)
+            workers.append(inbox)
         for worker in workers:
             self._drive(worker)
         if guard.believed():
@@ -169,6 +172,8 @@ class Agent:
             return confine.confine(
                 root=tree.root,
                 state_dir=self.settings.state_dir,
+                # Above the inboxes, as each is a file system of its own that may be mounted later.
+                inbox_dirs=[self.settings.inbox.directories] if self.settings.senders else [],
                 runtime_dir=os.path.dirname(socket_path) if socket_path else None,
             )
         except errors.ConfinementUnavailable as exc:
@@ -210,7 +215,7 @@ class Agent:
         self._pushers = [
             Pusher(
                 peer=keys[peer.name],
-                connector=Connector(target_of(peer)),
+                connector=Connector(target_of(peer, self.settings.node)),
                 index_path=path,
                 mailbox=mailbox,
                 audit=audit,
@@ -220,6 +225,36 @@ class Agent:
             )
             for peer in self.settings.peers
         ]
+
+    def _make_inbox(
+        self,
+        tree: Tree,
+        identity: str,
+        path: str,
+        mailbox: Mailbox,
+        audit: Audit,
+        metrics: Metrics,
+        believed: Callable[[], bool],
+    ) -> Inbox | None:
+        """The worker of the inboxes; None where nobody delivers into one."""
+        inbox = self.settings.inbox
+        if not self.settings.senders:
+            return None
+        boxes = [
+            Box(sender.name, sender.account, inbox.directory(sender.account), inbox.quota_per_hour)
+            for sender in self.settings.senders
+        ]
+        return Inbox(
+            tree=tree,
+            identity=identity,
+            boxes=boxes,
+            view=inbox.view,
+            index_path=path,
+            mailbox=mailbox,
+            audit=audit,
+            metrics=metrics,
+            believed=believed,
+        )
 
     def _full_interval_s(self, tree: Tree, audit: Audit) -> float:
         silent = tree.silent_filesystem() if os.path.isdir(tree.root) else ""

@@ -56,9 +56,11 @@ def target_text(peer: config.PeerSettings) -> str:
     return f"{peer.delivery}://{peer.user}@{peer.host}:{peer.port}{peer.path}"
 
 
-def target_of(peer: config.PeerSettings) -> Target:
-    """A peer's settings as its connector takes them."""
-    return Target(peer.name, peer.host, peer.port, peer.user, peer.key, peer.known_hosts, peer.path)
+def target_of(peer: config.PeerSettings, node: str) -> Target:
+    """A peer's settings as its connector takes them; `node` is the name of this node."""
+    return Target(
+        peer.name, peer.host, peer.port, peer.user, peer.key, peer.known_hosts, peer.path, peer.delivery, node
+    )
 
 
 def request_adoption(state_dir: str) -> None:
@@ -73,14 +75,3 @@ def take_adoption(state_dir: str) -> bool:
     except OSError:  # none was left, or it cannot be taken away: it would count for ever then
         return False
     return True
-
-
-def require_supported(settings: config.Settings) -> None:
-    """Raise BadSettings for what the settings may say and this version cannot do."""
-    problems = tuple(
-        errors.Problem("settings", f"peer {peer.name}: delivery", "inbox", 'not available yet; use "tree"')
-        for peer in settings.peers
-        if peer.delivery == "inbox"
-    )
-    if problems:
-        raise errors.BadSettings(problems)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from tombsync.audit import Audit
 from tombsync.guard import RootGuard
+from tombsync.inbox import Inbox
 from tombsync.index import Reader, Writer
 from tombsync.plan import State
 from tombsync.push import Pusher
@@ -24,6 +25,7 @@ class Sources:
         writer: Writer,
         path: str,
         pushers: Iterable[Pusher],
+        inbox: Inbox | None,
         watch: Watch,
         rescan: Rescan,
         guard: RootGuard,
@@ -32,6 +34,7 @@ class Sources:
     ) -> None:
         self._writer = writer
         self._pushers = list(pushers)
+        self._inbox = inbox
         self._watch = watch
         self._rescan = rescan
         self._guard = guard
@@ -64,6 +67,12 @@ class Sources:
 
     def peers_up(self) -> Iterator[tuple[str, bool]]:
         return ((pusher.peer_name, pusher.up) for pusher in self._pushers)
+
+    def canary_ages_s(self) -> Iterator[tuple[str, float]]:
+        return ((pusher.peer_name, pusher.canary_age_s) for pusher in self._pushers)
+
+    def inbox_waiting(self) -> Iterable[tuple[str, int]]:
+        return self._inbox.waiting() if self._inbox is not None else ()
 
     def watches(self) -> int:
         return self._watch.watches

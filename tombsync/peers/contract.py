@@ -14,6 +14,8 @@ class Job(NamedTuple):
 
     `probe`: ask whether it is there before creating it (a backlog, a verify). `make_hour`: a missing HOUR directory may
     be made (a first delivery). `durable`: the peer was known to hold it durably, so seeing it again is enough.
+    `origin`: the node that marked it first. `ask_data`: ask also whether data of its stem is there. `ask_only`: create
+    nothing; the answer is HELD, or PENDING where it is there.
     """
 
     marker: int
@@ -21,12 +23,16 @@ class Job(NamedTuple):
     probe: bool = False
     make_hour: bool = True
     durable: bool = False
+    origin: str = ""
+    ask_data: bool = False
+    ask_only: bool = False
 
 
 class Answer(NamedTuple):
     """What became of a job; PENDING means that it has to be tried again.
 
-    `reason`: a short word for the metric of failures. `placed`: it was not there, and this job created it.
+    `reason`: a short word for the metric of failures. `placed`: it was not there, and this job created it. `data`:
+    whether the peer has data of the stem; None where that was not asked.
     """
 
     marker: int
@@ -34,6 +40,7 @@ class Answer(NamedTuple):
     detail: str = ""
     reason: str = ""
     placed: bool = False
+    data: bool | None = None
 
 
 class Session(Protocol):
@@ -42,15 +49,25 @@ class Session(Protocol):
     def room(self, waiting: int) -> int:
         """How many jobs may be submitted now, of `waiting`."""
 
-    @property
-    def unsent(self) -> bool:
-        """Whether the next call has something to send although nothing arrives: it should come soon."""
+    def due_in_s(self) -> float:
+        """Seconds until the next call has something to send although nothing arrives; inf where it has not."""
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Start jobs. Raises PeerError."""
 
     def ping(self) -> None:
         """Ask something harmless, so that a dead session shows within REPLY_TIMEOUT_S. Raises PeerError."""
+
+    def walk_canary(self) -> None:
+        """Begin to see whether the whole way stands, without a file in any hour directory. Raises PeerError."""
+
+    @property
+    def canary_at(self) -> float | None:
+        """When it was last found to stand (monotonic); None where it never was."""
+
+    @property
+    def canary_problem(self) -> str:
+        """What was wrong with it the last time; "" where nothing was."""
 
     def collect(self, now: float) -> list[Answer]:
         """Take what was answered, without waiting. `now` is the monotonic clock. Raises PeerError."""

@@ -17,7 +17,10 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from paramiko.pkey import UnknownKeyType
 
 from tombsync import errors
-from tombsync.peers import known_hosts, tree
+from tombsync.peers import known_hosts
+from tombsync.peers.inbox import InboxSession
+from tombsync.peers.session import SftpSession
+from tombsync.peers.tree import TreeSession
 
 CONNECT_TIMEOUT_S = 15.0  # from the first packet to an open SFTP session; a frozen server is given up then
 _PHASE_TIMEOUT_S = 10.0  # each step of it by itself, and the looking up of the name before it
@@ -35,7 +38,11 @@ _KEY_TYPES = ("ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp
 
 @dataclass(frozen=True)
 class Target:
-    """Where a peer is and how to log in there. `path` is its segment tree, absolute."""
+    """Where a peer is, how to log in there, and how it is delivered to.
+
+    `path` is its segment tree, absolute, or for `delivery = "inbox"` the view of it inside of the jail. `node` is the
+    name of this node.
+    """
 
     name: str
     host: str
@@ -44,6 +51,8 @@ class Target:
     key: str
     known_hosts: str
     path: str
+    delivery: str = "tree"
+    node: str = ""
 
 
 class _Transport(paramiko.Transport):
@@ -72,7 +81,7 @@ class Connector:
             self._lookup.cancel()
             _shut(self._socket)
 
-    def connect(self) -> tree.TreeSession:
+    def connect(self) -> SftpSession:
         """Connect, check the host key, log in, open SFTP and see that it answers. Raises PeerError."""
         target = self.target
         pinned = known_hosts.load(target.known_hosts, peer=target.name, host=target.host, port=target.port)
@@ -90,7 +99,7 @@ class Connector:
             try:
                 transport = _Transport(raw)
                 channel = self._log_in(transport, pinned, key)
-                session = tree.TreeSession(target.name, target.path, transport, channel)
+                session = _session(target, transport, channel)
                 session.begin(deadline)
                 return session
             except BaseException:
@@ -204,6 +213,12 @@ class Connector:
             raise
         if wanted:
             raise errors.LoginRefused(self.target.name, f"the key alone is not enough, it wants {', '.join(wanted)}")
+
+
+def _session(target: Target, transport: paramiko.Transport, channel: paramiko.Channel) -> SftpSession:
+    if target.delivery == "inbox":
+        return InboxSession(target.name, target.path, transport, channel, node=target.node)
+    return TreeSession(target.name, target.path, transport, channel)
 
 
 def require_usable(target: Target) -> None:

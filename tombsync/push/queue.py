@@ -20,7 +20,8 @@ from tombsync.work import TRANSACTION_ROWS, Source
 
 FRESH_S = 10.0  # a tombstone hidden so lately is created without asking first whether it is there
 _FRESH_ROOM = 32  # fresh tombstones go out even where a backlog fills the window
-_REFUSED = {State.REFUSED, State.NOT_SERVED, State.RECEIVED}  # asked again each minute
+_REFUSED = {State.REFUSED, State.NOT_SERVED}  # asked again each minute
+_UNDONE = {State.PENDING, State.RECEIVED}  # asked again soon, and then less and less often
 _NEVER = float("inf")
 
 
@@ -127,11 +128,25 @@ class Queue:
         if verify:
             self._verifying.update(row.marker for row in rows)
             return [
-                Job(row.marker, row.marked, probe=True, make_hour=False, durable=row.state is State.CONFIRMED)
+                Job(
+                    row.marker,
+                    row.marked,
+                    probe=True,
+                    make_hour=False,
+                    durable=row.state is State.CONFIRMED,
+                    origin=row.origin,
+                    ask_data=True,
+                )
                 for row in rows
             ]
         return [
-            Job(row.marker, row.marked, probe=not _is_fresh(row, since_ns), make_hour=not row.ever_there)
+            Job(
+                row.marker,
+                row.marked,
+                probe=not _is_fresh(row, since_ns),
+                make_hour=not row.ever_there,
+                origin=row.origin,
+            )
             for row in rows
         ]
 
@@ -149,7 +164,7 @@ class Queue:
         while self._settled:
             states = self._settled.popleft()
             refused = not states.isdisjoint(_REFUSED)
-            if State.PENDING in states and not self._sweep_failed:
+            if not (states.isdisjoint(_UNDONE) or self._sweep_failed):
                 self._sweep_failed = True
                 self._failed_sweeps += 1
                 pause_s = plan.backoff_s(self._failed_sweeps, 0.0, random=random.random())

@@ -24,6 +24,8 @@ from tombsync.work import TRANSACTION_ROWS, WAIT_S, Mailbox
 
 log = logging.getLogger(__name__)
 
+CANARY_INTERVAL_S = 60.0
+CANARY_LOST_AFTER_S = 150.0  # two in a row failed: a broken way is told within three minutes
 PING_INTERVAL_S = 30.0  # an idle session is asked something, so that a dead peer shows although nobody marks
 _MANY = 64  # of a catch-up in flight: its answers are taken together, those of some ms (benchmarks/catchup.py)
 _GATHER_MS = 2
@@ -71,6 +73,15 @@ class Pusher:
         self._attempt_at = 0.0
         self._halt = HostKeyHalt(connector.target.known_hosts)
         self._heard_at = 0.0
+        # the canary
+        self._canary_due_at = 0.0
+        self._canary_at = time.monotonic()  # when the way was last whole; or, never yet, the beginning
+        self._canary_lost = False
+
+    @property
+    def canary_age_s(self) -> float:
+        """Seconds since the whole way to the peer was last found to stand; from any thread."""
+        return time.monotonic() - self._canary_at
 
     @property
     def up(self) -> bool:
@@ -136,6 +147,7 @@ class Pusher:
             elif now - self._heard_at > PING_INTERVAL_S:
                 self._heard_at = now
                 session.ping()
+            self._look_after_canary(session, now)
         except PeerError as exc:
             self._lose(exc, now)
             return
@@ -145,10 +157,8 @@ class Pusher:
             self._wait(self._patience(session, now) if believed else WAIT_S)
 
     def _patience(self, session: Session, now: float) -> float:
-        if session.unsent:
-            return 0.0
         if session.outstanding:
-            return WAIT_S
+            return min(WAIT_S, session.due_in_s())
         return 0.0 if self._queue.waiting else min(_IDLE_WAIT_S, self._queue.until(now))
 
     def _wait(self, timeout_s: float) -> None:
@@ -219,6 +229,22 @@ class Pusher:
         event = Event.HOST_KEY_CHANGED if isinstance(exc, HostKeyChanged) else Event.PEER_DOWN
         self._audit.record(event, f"{exc}. {exc.hint}", peer=self.peer_name, reason=exc.reason)
 
+    def _look_after_canary(self, session: Session, now: float) -> None:
+        if session.canary_at is not None and session.canary_at > self._canary_at:
+            self._canary_at = session.canary_at
+            if self._canary_lost:
+                self._canary_lost = False
+                self._audit.record(
+                    Event.CANARY_RETURNED, f"the way to {self.peer_name} is whole again", peer=self.peer_name
+                )
+        elif session.canary_problem and not self._canary_lost and self.canary_age_s > CANARY_LOST_AFTER_S:
+            self._canary_lost = True
+            text = f"the way to {self.peer_name} is broken: {session.canary_problem}"
+            self._audit.record(Event.CANARY_LOST, text, peer=self.peer_name, reason=session.canary_problem)
+        if now >= self._canary_due_at:
+            self._canary_due_at = now + CANARY_INTERVAL_S
+            session.walk_canary()
+
     # -- submitting ---------------------------------------------------------------------------------------------------
 
     def _feed(self, session: Session, now: float) -> None:
@@ -243,7 +269,7 @@ class Pusher:
         rows, again = self._queue.answered(answers)
         for start in range(0, len(answers), TRANSACTION_ROWS):
             outcomes = [
-                Outcome(answer.marker, answer.state, asked_at_ns, answer.detail)
+                Outcome(answer.marker, answer.state, asked_at_ns, answer.detail, answer.data)
                 for answer in answers[start : start + TRANSACTION_ROWS]
             ]
             self._mailbox.put_urgent(DeliveryOutcomes(self._peer, outcomes, partial(self._committed, rows, outcomes)))

@@ -117,8 +117,7 @@ class HourVisitor:
         diff = plan.diff_hour(
             self._listing.names(),
             segments=segments,
-            markers=set(markers),
-            markers_in_tree={s for s, there in markers.items() if there},
+            markers={stem for stem, in_tree in markers.items() if in_tree},
         )
         if diff.markers_found:
             seen_ns = time.monotonic_ns()
@@ -132,7 +131,8 @@ class HourVisitor:
         waiting = self._put_back(root_fd, hour, diff.markers_missing)
         state.left_unsettled = True
         if not waiting:  # else the hour has to be visited again, whatever its mtime says
-            edits = (row.edits if row else 0) + len(diff.markers_found)  # each is an edit, whoever tells it first
+            # Each that is new is an edit, whoever tells it first; one that only came by an inbox before is none.
+            edits = (row.edits if row else 0) + len(set(diff.markers_found) - markers.keys())
             self._mailbox.put_bulk(HourListed(hour, mtime_ns, digest, state.number, settled=False, edits=edits))
 
     def _still_known(self, hour: Hour, row: HourRow, digest: bytes, mtime_ns: int, state: PassState) -> None:

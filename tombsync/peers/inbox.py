@@ -1,0 +1,178 @@
+"""`delivery = "inbox"`: the tombstone is a name in an inbox there, and the peer's own agent puts it into the tree.
+
+The account may create files in its inbox and lstat a read-only view of the tree, nothing else. The receiving agent
+hides first, then makes the tombstone durable in the tree, and only then takes the name away: so where the name is gone
+and the view shows the tombstone, the segment is hidden there and stays so.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import stat
+import time
+from hashlib import blake2b
+from typing import Any
+
+import paramiko
+
+from tombsync.errors import BadName
+from tombsync.names import Canary, Offer, canary_name, offer_name
+from tombsync.peers import wire
+from tombsync.peers.contract import Answer, Job
+from tombsync.peers.session import Asking, SftpSession, Steps, not_regular, not_served, refusal
+from tombsync.plan import State
+
+_MOST_UNTAKEN = 4_000  # names in the inbox at once: a third of what its file system holds
+_PATIENCE_S = 5.0  # then a name that is not taken is `received`, and asked for again later
+_PROBE_PATIENCE_S = 1.0  # of one that waited before
+_CANARY_PATIENCE_S = 30.0
+# How long the receiving agent takes is learnt: the first look comes a little after that (benchmarks/push.py, inbox).
+_SOONEST_LOOK_S = 0.002
+_FIRST_LOOK_S = 0.004
+_LATEST_FIRST_LOOK_S = 0.25
+_LATEST_LOOK_S = 0.5
+_UNTAKEN = "in its inbox, and its agent has not taken it yet"
+
+
+class InboxSession(SftpSession):
+    """A session that offers tombstones and looks whether they were taken; a job may wait for the time of a look."""
+
+    def __init__(
+        self, peer: str, root: str, transport: paramiko.Transport, channel: paramiko.Channel, *, node: str
+    ) -> None:
+        """`node`: the name of this node, the origin of what was marked here."""
+        super().__init__(peer, root, transport, channel)
+        self._node = node
+        self._looks: list[tuple[float, int, Steps]] = []  # a heap: when (monotonic), in which order
+        self._looks_planned = 0
+        self._first_look_s = _FIRST_LOOK_S
+        self._served: set[tuple[str, str]] = set()  # places that were seen in the view
+
+    # -- waiting for a look -------------------------------------------------------------------------------------------
+
+    @property
+    def _parked(self) -> int:
+        return len(self._looks)
+
+    def room(self, waiting: int) -> int:
+        """How many of `waiting` jobs to submit now."""
+        return max(0, min(super().room(waiting), _MOST_UNTAKEN - len(self._jobs)))
+
+    def due_in_s(self) -> float:
+        """Seconds until the next look."""
+        return max(0.0, self._looks[0][0] - time.monotonic()) if self._looks else float("inf")
+
+    def _begin_due(self) -> None:
+        now = time.monotonic()
+        while self._looks and self._looks[0][0] <= now:
+            _, _, steps = heapq.heappop(self._looks)
+            self._advance(steps, wire.Reply(wire.OK))
+
+    def _wait_for(self, steps: Steps, wanted: Any) -> None:
+        self._looks_planned += 1
+        heapq.heappush(self._looks, (time.monotonic() + wanted, self._looks_planned, steps))
+
+    # -- the way of one job -------------------------------------------------------------------------------------------
+
+    def _deliver(self, job: Job) -> Steps:
+        if job.durable or not job.make_hour:  # it had it once
+            answer = yield from self._still_there(job)
+            if answer is not None:
+                return answer
+        if not (yield from self._is_served(job)):
+            return not_served(job)
+        try:
+            name = os.fsencode(offer_name(Offer(job.marked, job.origin or self._node)))
+        except BadName as exc:
+            return Answer(job.marker, State.REFUSED, exc.reason, "name")
+        made = yield (wire.create, name)
+        if made.code == wire.OK:
+            self._close_later(made.handle)
+        elif made.code == wire.FAILURE:  # it waits there already, or there is no room: only lstat tells
+            waits = yield (wire.lstat, name)
+            if waits.code == wire.NO_SUCH_FILE:
+                return Answer(job.marker, State.PENDING, "cannot be created in its inbox: full?", "inbox-full")
+        elif made.code == wire.NO_SUCH_FILE:
+            return Answer(job.marker, State.REFUSED, "this account has no inbox there", "no-inbox")
+        else:
+            return refusal(job, made, "may not be created in its inbox")
+        taken = yield from self._is_taken(name, _PROBE_PATIENCE_S if job.probe else _PATIENCE_S)
+        if not taken:
+            return Answer(job.marker, State.RECEIVED, _UNTAKEN)
+        return (yield from self._after_taken(job, placed=made.code == wire.OK))
+
+    def _still_there(self, job: Job) -> Asking[Answer | None]:
+        """The answer where nothing has to be sent; None where it has."""
+        seen = yield (wire.lstat, self._tombstone_path(job.marked))
+        if seen.mode is not None:
+            if not stat.S_ISREG(seen.mode):
+                return not_regular(job)
+            return Answer(job.marker, State.CONFIRMED) if job.durable else None
+        if seen.code != wire.NO_SUCH_FILE:
+            return refusal(job, seen, "may not be asked for")
+        if job.make_hour:
+            return None
+        answer = yield from self._without_hour(job)
+        return None if answer.state is State.PENDING else answer  # its hour is there: it lost the tombstone alone
+
+    def _is_served(self, job: Job) -> Asking[bool]:
+        """Whether the view has the channel and quality; asked once a session."""
+        place = job.marked.hour[:2]
+        if place not in self._served:
+            seen = yield (wire.lstat, self._path("/".join(place)))
+            if seen.code != wire.OK:
+                return False
+            self._served.add(place)
+        return True
+
+    def _is_taken(self, name: bytes, patience_s: float) -> Asking[bool]:
+        """Look now and then whether the name is gone, for as long as patience goes."""
+        begun = time.monotonic()
+        wait_s = self._first_look_s
+        first = True
+        while True:
+            yield wait_s
+            seen = yield (wire.lstat, name)
+            gone = seen.code == wire.NO_SUCH_FILE
+            if first:
+                factor = 0.95 if gone else 1.2
+                self._first_look_s = min(_LATEST_FIRST_LOOK_S, max(_SOONEST_LOOK_S, self._first_look_s * factor))
+            if gone or time.monotonic() - begun >= patience_s:
+                return gone
+            first = False
+            wait_s = min(_LATEST_LOOK_S, wait_s * 2)
+
+    def _after_taken(self, job: Job, *, placed: bool) -> Steps:
+        seen = yield (wire.lstat, self._tombstone_path(job.marked))
+        if seen.mode is not None:
+            if stat.S_ISREG(seen.mode):
+                return Answer(job.marker, State.CONFIRMED, placed=placed)
+            return not_regular(job)
+        self._served.discard(job.marked.hour[:2])
+        if not (yield from self._is_served(job)):
+            return not_served(job)
+        what = "was taken from its inbox and is not in its view: refused there, or the view is stale"
+        return Answer(job.marker, State.REFUSED, what, "not-applied")
+
+    def _canary(self) -> Steps:
+        problem = yield from self._root_stands()
+        if not problem:
+            problem = yield from self._send_canary()
+        return Answer(0, State.CONFIRMED, problem)
+
+    def _send_canary(self) -> Asking[str]:
+        # One name for ever: where nobody takes it, no second one is left beside it.
+        token = blake2b(self._node.encode(), digest_size=8).hexdigest()
+        name = os.fsencode(canary_name(Canary(self._node, token)))
+        made = yield (wire.create, name)
+        if made.code == wire.OK:
+            self._close_later(made.handle)
+        elif made.code == wire.FAILURE:
+            waits = yield (wire.lstat, name)
+            if waits.code == wire.NO_SUCH_FILE:
+                return "nothing can be created in its inbox: full?"
+        else:
+            return "this account has no inbox there, or may not create in it"
+        taken = yield from self._is_taken(name, _CANARY_PATIENCE_S)
+        return "" if taken else "its agent takes nothing from the inbox"

@@ -1,0 +1,385 @@
+"""What every session has: requests in flight over one channel, matched to whoever waits for the reply.
+
+Each job is a generator that yields requests and is sent the replies, so that its way reads from top to bottom while
+hundreds of them are in flight. How a job goes is said by the ways of delivery, `tree` and `inbox`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import stat
+import time
+from collections.abc import Generator, Sequence
+from typing import Any, TypeAlias, TypeVar
+
+import paramiko
+
+from tombsync import errors
+from tombsync.names import EXTENSION, OWN_DIRECTORY, Hour, Kind, Marked, tombstone_name
+from tombsync.peers import wire
+from tombsync.peers.contract import Answer, Job
+from tombsync.plan import State, window
+
+REPLY_TIMEOUT_S = 10.0  # requests wait and nothing at all was answered: the session is given up
+_LEAST_IN_FLIGHT = 256  # a fresh tombstone waits behind so many at most, about 10 ms of the server's time
+_BATCHES = 4  # in one window: full ones halve the CPU that sending a few at a time costs (benchmarks/catchup.py)
+_MOST_IN_FLIGHT = 900  # an sshd with 1,024 files: each OPEN in flight may hold one (4,096 in flight failed 7 of 10)
+_RESERVED_HANDLES = 100  # of the server's limit, for what it needs itself
+_PLACE_S = 40e-6  # the server's time for one OPEN and CLOSE (measured by benchmarks/catchup.py)
+_RECEIVE_BYTES = 256 * 1024
+_DATA = (EXTENSION[Kind.TS], EXTENSION[Kind.JSON])
+
+NO_PLACE = "root, channel or quality is missing there"
+
+Request = tuple[Any, ...]  # a builder of wire.py and its arguments behind the id
+T = TypeVar("T")
+Asking: TypeAlias = Generator[Any, wire.Reply, T]  # yields a Request, or what the way of delivery lets it wait for
+Steps: TypeAlias = Asking[Answer]
+
+
+class SftpSession:
+    """A session over one channel. Every field belongs to the one thread that uses it; only `close` is for all.
+
+    `can_sync`: the server has fsync@openssh.com. `root_there`: its tree stood there when the session began.
+    `canary_at`: when the way was last found to be whole (monotonic), None where it never was; `canary_problem`: what
+    was wrong with it the last time.
+    """
+
+    def __init__(self, peer: str, root: str, transport: paramiko.Transport, channel: paramiko.Channel) -> None:
+        self.peer = peer
+        self._root = os.fsencode(root.rstrip("/"))
+        self._transport = transport
+        self.channel = channel
+        self._descriptor = channel.fileno()
+        self._parser = wire.Parser()
+        self._out: list[bytes] = []
+        self._next_id = 0
+        self._waiting: dict[int, Steps | None] = {}  # request id -> who gets the reply; None: nobody needs it
+        self._sample: tuple[int, float] | None = None  # one request and when it was sent, to measure the round trip
+        self._answers: list[Answer] = []
+        self._jobs: dict[Steps, Job] = {}
+        self._last_hour: Hour | None = None
+        self._last_hour_path = b""
+        self._to_close: list[bytes] = []  # handles that are done with
+        self.can_sync = False
+        self.root_there = False
+        self._most_in_flight = _MOST_IN_FLIGHT
+        self.round_trip_s = 0.0
+        self._last_heard = time.monotonic()
+        self.canary_at: float | None = None
+        self.canary_problem = ""
+        self._canary_running = False
+        self._marker_seen = False
+
+    # -- what a way of delivery says ----------------------------------------------------------------------------------
+
+    def _deliver(self, job: Job) -> Steps:
+        """The way of one job that is to be delivered."""
+        raise NotImplementedError
+
+    def _wait_for(self, steps: Steps, wanted: Any) -> None:
+        """Let a job wait for something that is no reply."""
+        raise NotImplementedError
+
+    def _begin_due(self) -> None:
+        """Start what is due although nothing arrived."""
+
+    def due_in_s(self) -> float:
+        """Seconds until the next call has something to send although nothing arrives."""
+        return float("inf")
+
+    @property
+    def _parked(self) -> int:
+        """Jobs that wait for something that is no reply."""
+        return 0
+
+    def _canary(self) -> Steps:
+        """Walk the way without a file in any hour directory; the answer's detail says what is wrong."""
+        raise NotImplementedError
+
+    # -- the contract -------------------------------------------------------------------------------------------------
+
+    @property
+    def outstanding(self) -> int:
+        """Jobs submitted and not yet answered."""
+        return len(self._jobs)
+
+    def room(self, waiting: int) -> int:
+        """How many of `waiting` jobs to submit now: the window grows with the round-trip time."""
+        most = min(
+            self._most_in_flight, window(self.round_trip_s, _PLACE_S, least=_LEAST_IN_FLIGHT, most=_MOST_IN_FLIGHT)
+        )
+        room = most - (len(self._jobs) - self._parked)
+        return 0 if room < min(waiting, most // _BATCHES) else min(waiting, room)
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Start jobs. Raises PeerError."""
+        self._close_handles()
+        begun = [(self._asked(job) if job.ask_only or job.ask_data else self._deliver(job), job) for job in jobs]
+        for steps, job in begun:  # all of them first: each hour's crowd decides how its tombstones are synced
+            self._jobs[steps] = job
+            self._enter(job)
+        for steps, _ in begun:
+            self._advance(steps, None)
+        self._begin_due()
+        self._flush()
+
+    def ping(self) -> None:
+        """Ask for the root, so that a dead session shows within REPLY_TIMEOUT_S. Raises PeerError."""
+        self._request(None, (wire.lstat, self._root))
+        self._flush()
+
+    def walk_canary(self) -> None:
+        """Begin to see whether the whole way stands; nothing where that is still going on. Raises PeerError."""
+        if not self._canary_running:
+            self._canary_running = True
+            self._advance(self._run_canary(), None)
+            self._flush()
+
+    def _run_canary(self) -> Steps:
+        answer = yield from self._canary()
+        self._canary_running = False
+        self.canary_problem = answer.detail
+        if not answer.detail:
+            self.canary_at = time.monotonic()
+        return answer
+
+    def fileno(self) -> int:
+        """Polls as readable when something arrived or the channel ended."""
+        return self._descriptor
+
+    def collect(self, now: float) -> list[Answer]:
+        """Handle what arrived. Raises PeerTimeout, PeerLost, PeerProtocol."""
+        self._close_handles()
+        self._begin_due()  # not behind what arrives: first the caller submits what there is room for then
+        heard = self._receive()
+        if heard or not self._waiting:
+            self._last_heard = now
+        elif now - self._last_heard > REPLY_TIMEOUT_S:
+            raise errors.PeerTimeout(self.peer, f"{len(self._waiting)} requests wait")
+        self._flush()
+        answers, self._answers = self._answers, []
+        return answers
+
+    def close(self) -> None:
+        """End the session; from any thread."""
+        raw = self._transport.sock
+        with contextlib.suppress(OSError):
+            raw.shutdown(socket.SHUT_RDWR)
+        self._transport.close()
+        raw.close()
+
+    def begin(self, deadline: float) -> None:
+        """Agree on the version, learn limits and round trip. Raises PeerError."""
+        try:
+            self._send(wire.init())
+        except errors.PeerLost as exc:  # it was quicker in closing than we in asking
+            raise errors.SftpRefused(self.peer, "the channel was closed at once") from exc
+        kind, version, body = self._await_packet(deadline)
+        if kind != wire.VERSION:
+            raise errors.PeerProtocol(self.peer, f"a packet of type {kind} instead of VERSION")
+        with self._protocol():
+            extensions = wire.parse_version(version, body)
+        self.can_sync = wire.FSYNC in extensions
+        if wire.LIMITS in extensions:
+            self._send(wire.limits(0))
+            kind, _, body = self._await_packet(deadline)
+            with self._protocol():
+                reply = wire.parse_reply(kind, body)
+                handles = wire.parse_limits(reply.data) if reply.code == wire.OK else 0
+            if handles:
+                self._most_in_flight = max(1, min(_MOST_IN_FLIGHT, handles - _RESERVED_HANDLES))
+        asked = time.monotonic()
+        self._send(wire.lstat(0, self._root))
+        kind, _, body = self._await_packet(deadline)
+        with self._protocol():
+            self.root_there = wire.parse_reply(kind, body).code == wire.OK
+        self._last_heard = time.monotonic()
+        self.round_trip_s = self._last_heard - asked
+
+    # -- what every way of delivery asks ------------------------------------------------------------------------------
+
+    def _asked(self, job: Job) -> Steps:
+        """The way of a job that asks for more than that its tombstone is there, or for less."""
+        answer = yield from self._look(job) if job.ask_only else self._deliver(job)
+        if job.ask_data:
+            answer = answer._replace(data=(yield from self._has_data(job)))
+        return answer
+
+    def _look(self, job: Job) -> Steps:
+        """Whether the tombstone is there already; nothing is created. PENDING: it is, and can be delivered."""
+        reply = yield (wire.lstat, self._tombstone_path(job.marked))
+        if reply.mode is not None and stat.S_ISREG(reply.mode):
+            return Answer(job.marker, State.PENDING, "it is there already")
+        return Answer(job.marker, State.HELD, "" if reply.code == wire.NO_SUCH_FILE else "may not be asked for there")
+
+    def _has_data(self, job: Job) -> Asking[bool | None]:
+        """Whether the peer has data of the stem; None where that is not answered."""
+        for extension in _DATA:
+            reply = yield (wire.lstat, self._path(job.marked.path + extension))
+            if reply.mode is not None:
+                return True
+            if reply.code != wire.NO_SUCH_FILE:
+                return None
+        return False
+
+    def _without_hour(self, job: Job) -> Steps:
+        """The peer had the tombstone once and its hour is missing: is the hour gone, or more than that?"""
+        hour = job.marked.hour
+        reply = yield (wire.lstat, self._path(hour.path))
+        if reply.code == wire.OK:
+            return Answer(job.marker, State.PENDING, "its hour came back", "failure")
+        reply = yield (wire.lstat, self._path(f"{hour.channel}/{hour.quality}"))
+        if reply.code == wire.OK:
+            return Answer(job.marker, State.HOUR_GONE, "the hour is no longer kept there")
+        return not_served(job)
+
+    def _root_stands(self) -> Asking[str]:
+        """What is wrong with the peer's tree; "" where it stands. One that had a root marker must keep it."""
+        marker = yield (wire.lstat, self._path(OWN_DIRECTORY))
+        if marker.code == wire.OK:
+            self._marker_seen = True
+            return ""
+        root = yield (wire.lstat, self._root)
+        if root.code != wire.OK:
+            return "its segment tree is missing there"
+        return "its segment tree has lost its root marker: is it mounted there?" if self._marker_seen else ""
+
+    # -- driving the generators ---------------------------------------------------------------------------------------
+
+    def _advance(self, steps: Steps, reply: wire.Reply | None) -> None:
+        try:
+            wanted = next(steps) if reply is None else steps.send(reply)
+        except StopIteration as end:
+            job = self._jobs.pop(steps, None)
+            if job is not None:
+                self._answers.append(end.value)
+                self._leave(job)
+            return
+        if type(wanted) is tuple:
+            self._request(steps, wanted)
+        else:
+            self._wait_for(steps, wanted)
+
+    def _enter(self, job: Job) -> None:
+        """A job begins."""
+
+    def _leave(self, job: Job) -> None:
+        """A job was answered."""
+
+    def _request(self, steps: Steps | None, wanted: Request) -> None:
+        self._next_id = request = (self._next_id + 1) & 0xFFFFFFFF
+        self._waiting[request] = steps
+        if self._sample is None:
+            self._sample = (request, time.monotonic())
+        self._out.append(wanted[0](request, *wanted[1:]))
+
+    def _close_later(self, handle: bytes) -> None:
+        """At the next call: first the caller learns what was answered."""
+        self._to_close.append(handle)
+
+    def _close_handles(self) -> None:
+        for handle in self._to_close:
+            self._request(None, (wire.close, handle))
+        self._to_close.clear()
+
+    def _path(self, relative: str) -> bytes:
+        return self._root + b"/" + os.fsencode(relative)
+
+    def _tombstone_path(self, marked: Marked) -> bytes:
+        """As `_path`, at less cost: a catch-up asks for thousands in one hour."""
+        if marked.hour != self._last_hour:
+            self._last_hour, self._last_hour_path = marked.hour, self._path(marked.hour.path) + b"/"
+        return self._last_hour_path + os.fsencode(tombstone_name(marked.stem))
+
+    # -- bytes --------------------------------------------------------------------------------------------------------
+
+    def _receive(self) -> bool:
+        heard = False
+        while True:
+            if not self.channel.recv_ready():
+                if self.channel.closed or self.channel.eof_received or not self._transport.is_active():
+                    raise errors.PeerLost(self.peer)
+                return heard
+            try:
+                data = self.channel.recv(_RECEIVE_BYTES)
+            except (OSError, EOFError, paramiko.SSHException) as exc:
+                raise errors.PeerLost(self.peer, str(exc)) from exc
+            if not data:
+                raise errors.PeerLost(self.peer)
+            heard = True
+            with self._protocol():
+                for kind, request, body in self._parser.feed(data):
+                    self._handle(kind, request, body)
+
+    def _handle(self, kind: int, request: int, body: bytes) -> None:
+        try:
+            steps = self._waiting.pop(request)
+        except KeyError:
+            raise wire.NotSftp("a reply to nothing that was asked") from None
+        if self._sample and self._sample[0] == request:
+            taken = time.monotonic() - self._sample[1]
+            self._sample = None
+            # The least of what was seen lately: queueing at the server must not widen the window that causes it.
+            self.round_trip_s = (
+                taken if taken < self.round_trip_s else self.round_trip_s + (taken - self.round_trip_s) * 0.01
+            )
+        if steps is not None:
+            self._advance(steps, wire.parse_reply(kind, body))
+
+    def _flush(self) -> None:
+        if self._out:
+            data, self._out = b"".join(self._out), []
+            self._send(data)
+
+    def _send(self, data: bytes) -> None:
+        try:
+            self.channel.sendall(data)
+        except TimeoutError as exc:
+            raise errors.PeerTimeout(self.peer, "it takes no more requests") from exc
+        except (OSError, EOFError, paramiko.SSHException) as exc:
+            raise errors.PeerLost(self.peer, str(exc)) from exc
+
+    def _await_packet(self, deadline: float) -> tuple[int, int, bytes]:
+        while True:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise errors.PeerTimeout(self.peer, "while opening SFTP")
+            self.channel.settimeout(min(left, REPLY_TIMEOUT_S))
+            try:
+                data = self.channel.recv(_RECEIVE_BYTES)
+            except TimeoutError as exc:
+                raise errors.PeerTimeout(self.peer, "while opening SFTP") from exc
+            except (OSError, EOFError, paramiko.SSHException) as exc:
+                raise errors.PeerLost(self.peer, str(exc)) from exc
+            if not data:
+                raise errors.SftpRefused(self.peer, "the channel was closed at once")
+            with self._protocol():
+                for packet in self._parser.feed(data):
+                    self.channel.settimeout(REPLY_TIMEOUT_S)
+                    return packet
+
+    @contextlib.contextmanager
+    def _protocol(self) -> Any:
+        try:
+            yield
+        except wire.NotSftp as exc:
+            raise errors.PeerProtocol(self.peer, str(exc)) from exc
+
+
+def refusal(job: Job, reply: wire.Reply, what: str) -> Answer:
+    if reply.code == wire.PERMISSION_DENIED:
+        return Answer(job.marker, State.REFUSED, f"{what} there: permission denied", "permission")
+    return Answer(job.marker, State.REFUSED, f"{what} there: {reply.message or reply.code}", "refused")
+
+
+def not_served(job: Job) -> Answer:
+    """The answer where there is no place for the tombstone."""
+    return Answer(job.marker, State.NOT_SERVED, NO_PLACE, "not-served")
+
+
+def not_regular(job: Job) -> Answer:
+    """The answer where something else has the tombstone's name."""
+    return Answer(job.marker, State.REFUSED, "a directory, link or device has its name there", "not-regular")

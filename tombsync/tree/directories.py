@@ -1,0 +1,118 @@
+"""Directories below ROOT, by descriptors: each step is opened relative to the one before, and no link is followed."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from tombsync.names import OWN_DIRECTORY
+
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+MARKER_PREFIX = "root-"
+_MAX_NOTE_BYTES = 4096
+
+
+def identities(root_fd: int) -> list[str]:
+    """The identities found in ROOT/.tombsync, sorted. Raises OSError where that is there and cannot be read."""
+    try:
+        own = os.open(OWN_DIRECTORY, DIRECTORY, dir_fd=root_fd)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    try:
+        names = sorted(os.listdir(own))
+    finally:
+        os.close(own)
+    return [name.removeprefix(MARKER_PREFIX) for name in names if name.startswith(MARKER_PREFIX)]
+
+
+def create_empty(directory_fd: int, name: str, note: bytes = b"") -> bool:
+    """Create a file with O_EXCL and sync it; False where the name is taken. Mode 0644, as nothing in it is secret.
+
+    Without a note it is opened for reading only, so that a process which may not write files can create it. Raises
+    OSError.
+    """
+    access = os.O_RDWR if note else os.O_RDONLY
+    try:
+        fd = os.open(name, access | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644, dir_fd=directory_fd)
+    except FileExistsError:
+        return False
+    try:
+        _write_note(fd, note[:_MAX_NOTE_BYTES])
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    return True
+
+
+def create_name(directory_fd: int, name: str) -> None:
+    """Create an empty file with O_EXCL and do not sync it; nothing where the name is taken. Raises OSError."""
+    try:
+        os.close(
+            os.open(
+                name, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644, dir_fd=directory_fd
+            )
+        )
+    except FileExistsError:
+        pass
+
+
+def _write_note(fd: int, note: bytes) -> None:
+    """Whole or not at all: a disk without room for it is no reason to call a tombstone failed that stands and hides."""
+    left = memoryview(note)
+    try:
+        while left:  # a raw write may be partial
+            left = left[os.write(fd, left) :]
+    except OSError:
+        os.ftruncate(fd, 0)
+
+
+def open_below(root_fd: int, *parts: str) -> int:
+    """Open a directory below ROOT, part by part, without following a link. Raises OSError."""
+    fd = os.dup(root_fd)
+    try:
+        for part in parts:
+            below = os.open(part, DIRECTORY, dir_fd=fd)
+            os.close(fd)
+            fd = below
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def directory_names(root_fd: int, *parts: str, links: list[str] | None = None) -> list[str]:
+    """The real directories in ROOT/parts, hidden ones left out; [] where there is no such directory.
+
+    Names of links are added to `links`. Where they lead is not looked at: it may be a loop, or a disk that hangs.
+    """
+    try:
+        fd = open_below(root_fd, *parts)
+    except OSError as exc:
+        if exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES):
+            return []
+        raise
+    try:
+        names = []
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                if entry.name[0] == ".":
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    names.append(entry.name)
+                elif links is not None and entry.is_symlink():
+                    links.append(entry.name)
+        return names
+    finally:
+        os.close(fd)
+
+
+def is_own_mount(root_fd: int, *parts: str) -> bool | None:
+    """Whether ROOT/parts lies on another device than ROOT; None where it does not exist."""
+    try:
+        fd = open_below(root_fd, *parts)
+    except OSError:
+        return None
+    try:
+        return os.fstat(fd).st_dev != os.fstat(root_fd).st_dev
+    finally:
+        os.close(fd)
