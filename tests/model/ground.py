@@ -102,7 +102,7 @@ class Ground(Tree):
                 os.mkdir(f"{parent}/{name}")
                 self._tell(parent, flags.CREATE | flags.ISDIR, name)
 
-    def make_hour(self, hour: Hour) -> None:
+    def add_hour(self, hour: Hour) -> None:
         """Make an hour directory in its quality."""
         os.mkdir(self.path(hour))
         self._came(hour, HourState(self._clock.now_ns), flags.CREATE)
@@ -112,7 +112,7 @@ class Ground(Tree):
         """A segment arrives, and makes the directories that it needs; nothing happens where it is there."""
         if hour not in self.kept:
             self.make_place(hour)
-            self.make_hour(hour)
+            self.add_hour(hour)
         state = self.kept[hour]
         if name not in state.data:
             path = f"{self.path(hour)}/{name}"

@@ -107,7 +107,7 @@ class Link:
                 return Answer(job.marker, State.NOT_SERVED, "channel or quality is missing there", "not-served")
             if not job.make_hour:
                 return Answer(job.marker, State.HOUR_GONE, "the hour is no longer kept there")
-            self.ground.make_hour(hour)
+            self.ground.add_hour(hour)
         self.ground.touch(job.marked)
         return self._held(job, placed=True)
 

@@ -1,0 +1,104 @@
+"""A node that receives by inboxes, without a chroot: real accounts, a real sshd, a real read-only view of its tree.
+
+The jail as it is shipped has tests of its own; here the accounts have the same start directory, umask and requests.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from tests.support.agent import AgentProcess, peer_table
+from tests.support.programs import need
+from tests.support.sshd import Sshd
+from tests.support.trees import need_root
+
+REQUESTS = "open,close,lstat"
+
+
+def account_of(sender: str) -> str:
+    """The account of a sender in these tests."""
+    return f"tstest-{sender}"
+
+
+def make_account(stack: ExitStack, name: str) -> int:
+    """An account for the time of the stack, which can log in with a key; its uid."""
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError:
+        pass
+    command = [need("useradd"), "--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin"]
+    run(*command, "--password", "*", name)
+    stack.callback(run, need("userdel"), name)
+    return pwd.getpwnam(name).pw_uid
+
+
+def run(*command: str) -> None:
+    """Run a program that must succeed."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command}: {done.stderr}"
+
+
+class ReceivingNode:
+    """The tree, the jail, the sshd and the agent of one node. Needs root; everything is gone when the stack ends."""
+
+    def __init__(self, stack: ExitStack, name: str, senders: Sequence[str], *, settings: str = "") -> None:
+        need_root()
+        self.name = name
+        self.senders = list(senders)
+        self.base = Path(tempfile.mkdtemp(prefix="tombsync-jail-"))
+        stack.callback(shutil.rmtree, self.base, ignore_errors=True)
+        self.base.chmod(0o711)  # the accounts pass through
+        self.root = self.base / "tree"
+        self.root.mkdir()
+        self.jail = self.base / "jail"
+        self.view = self.jail / "segments"
+        self.view.mkdir(parents=True)
+        (self.jail / "inbox").mkdir(mode=0o711)
+        for sender in senders:
+            uid = make_account(stack, account_of(sender))
+            box = self.inbox(sender)
+            box.mkdir()
+            os.chown(box, os.getuid(), pwd.getpwuid(uid).pw_gid)
+            box.chmod(0o730)
+        self.mount()
+        stack.callback(self.unmount)
+        self.server = stack.enter_context(Sshd(sftp_args=f"-d {self.jail}/inbox/%u -u 0077 -p {REQUESTS}"))
+        self.server.directory.chmod(0o711)  # sshd reads the authorized keys as the account that logs in
+        self.server.authorized_keys_path.chmod(0o644)
+        self.agent = AgentProcess(self.base, node=name, root=self.root)
+        self.settings = settings
+        self.peers: list[str] = []
+        self.write_settings()
+        stack.push(self.agent)
+
+    def inbox(self, sender: str) -> Path:
+        """The inbox of one sender."""
+        return self.jail / "inbox" / account_of(sender)
+
+    def mount(self) -> None:
+        """Show the tree, read-only."""
+        run(need("mount"), "--bind", str(self.root), str(self.view))
+        run(need("mount"), "-o", "remount,bind,ro,nosuid,nodev,noexec", str(self.view))
+
+    def unmount(self) -> None:
+        """Show nothing any more."""
+        run(need("umount"), "--lazy", str(self.view))
+
+    def write_settings(self) -> None:
+        """Write the settings file; counts from the next start."""
+        senders = [f'[[sender]]\nname = "{sender}"\naccount = "{account_of(sender)}"\n' for sender in self.senders]
+        tables = [f'[inbox]\njail = "{self.jail}"\n{self.settings}\n', *senders, *self.peers]
+        self.agent.write_settings(tables)
+
+    def table_for(self, sender: str, **more: object) -> str:
+        """This node as a `[[peer]]` of a sender."""
+        return peer_table(
+            self.name, self.server, self.view, **{"user": account_of(sender), "delivery": "inbox", **more}
+        )
