@@ -264,6 +264,57 @@ def new_in(peer: Peer, before: dict[str, Entry]) -> set[str]:
     return set(peer.tree.look()) - set(before)
 
 
+# -- only asking -------------------------------------------------------------------------------------------------------
+
+LOOK = Job(1, MARKED, ask_only=True, ask_data=True)
+
+
+def test_a_look_creates_nothing(peer: Peer) -> None:
+    before = peer.tree.look()
+    assert ask(peer, LOOK)._replace(detail="") == Answer(1, State.PENDING, data=True)
+    assert peer.tree.look() == before
+
+
+def test_a_look_finds_what_is_there(peer: Peer) -> None:
+    ask(peer, FIRST)
+    before = peer.tree.look()
+    assert ask(peer, LOOK) == Answer(1, State.CONFIRMED, data=True)
+    assert ask(peer, LOOK._replace(durable=True)) == Answer(1, State.CONFIRMED, data=True)
+    peer.tree.remove(f"{HOUR}/{STEM}.ts")
+    assert ask(peer, LOOK) == Answer(1, State.CONFIRMED, data=False)
+    peer.tree.make_file(f"{HOUR}/{STEM}.json")
+    assert ask(peer, LOOK) == Answer(1, State.CONFIRMED, data=True)
+    assert set(peer.tree.look()) - set(before) == {f"{HOUR}/{STEM}.json"}
+
+
+def test_a_look_into_an_hour_that_is_gone_makes_none(peer: Peer) -> None:
+    peer.tree.remove(HOUR)
+    assert ask(peer, LOOK)._replace(detail="") == Answer(1, State.HOUR_GONE, data=False)
+    peer.tree.remove(PLACE)
+    assert ask(peer, LOOK)._replace(detail="") == Answer(1, State.NOT_SERVED, "", "not-served", data=False)
+
+
+def test_a_verify_learns_of_data(peer: Peer) -> None:
+    ask(peer, FIRST)
+    assert ask(peer, VERIFY._replace(ask_data=True)) == Answer(1, State.CONFIRMED, data=True)
+
+
+def test_a_canary_comes_back_and_leaves_nothing(peer: Peer) -> None:
+    before = peer.tree.look()
+    session = peer.connect()
+    try:
+        before_s, until = time.monotonic(), time.monotonic() + WAIT_S
+        session.walk_canary()
+        while (session.canary_at or 0.0) < before_s:
+            assert not session.collect(time.monotonic())
+            if (session.canary_at or 0.0) < before_s:
+                wait_readable(session, until)
+        assert session.canary_problem == ""
+    finally:
+        session.close()
+    assert peer.tree.look() == before
+
+
 # -- placing -----------------------------------------------------------------------------------------------------------
 
 

@@ -140,10 +140,12 @@ class MemoryPeer:
         return answer._replace(data=self._has_data(job)) if job.ask_data else answer
 
     def _look(self, job: Job) -> Answer:
-        found = self._entries.get(job.marked.tombstone_path)
-        if found is not None and stat.S_ISREG(found.mode):
-            return Answer(job.marker, State.PENDING, "it is there already")
-        return Answer(job.marker, State.HELD)
+        if job.marked.tombstone_path in self._entries:
+            return self._deliver(job)
+        answer = None
+        if not self._is_directory(job.marked.hour.path):
+            answer = self._without_hour(job._replace(make_hour=False), job.marked.hour)
+        return answer or Answer(job.marker, State.PENDING, "it is not there")
 
     def _has_data(self, job: Job) -> bool:
         return any(job.marked.path + extension in self._entries for extension in (".ts", ".json"))

@@ -15,7 +15,7 @@ class Job(NamedTuple):
     `probe`: ask whether it is there before creating it (a backlog, a verify). `make_hour`: a missing HOUR directory may
     be made (a first delivery). `durable`: the peer was known to hold it durably, so seeing it again is enough.
     `origin`: the node that marked it first. `ask_data`: ask also whether data of its stem is there. `ask_only`: create
-    nothing; the answer is HELD, or PENDING where it is there.
+    nothing; the answer is PENDING where it is not there and could be.
     """
 
     marker: int

@@ -102,6 +102,14 @@ class InboxSession(SftpSession):
             return Answer(job.marker, State.RECEIVED, _UNTAKEN)
         return (yield from self._after_taken(job, placed=made.code == wire.OK))
 
+    def _found(self, job: Job, path: bytes, mode: int) -> Steps:
+        yield from ()  # its agent alone can make it durable, so there is nothing to ask for
+        if not stat.S_ISREG(mode):
+            return not_regular(job)
+        if job.durable:
+            return Answer(job.marker, State.CONFIRMED)
+        return Answer(job.marker, State.NOT_DURABLE, "it stands there, and its agent has not confirmed it")
+
     def _still_there(self, job: Job) -> Asking[Answer | None]:
         """The answer where nothing has to be sent; None where it has."""
         seen = yield (wire.lstat, self._tombstone_path(job.marked))

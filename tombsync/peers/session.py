@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import stat
 import time
 from collections.abc import Generator, Sequence
 from typing import Any, TypeAlias, TypeVar
@@ -77,6 +76,10 @@ class SftpSession:
 
     def _deliver(self, job: Job) -> Steps:
         """The way of one job that is to be delivered."""
+        raise NotImplementedError
+
+    def _found(self, job: Job, path: bytes, mode: int) -> Steps:
+        """The answer where something stands at the tombstone's path."""
         raise NotImplementedError
 
     def _wait_for(self, steps: Steps, wanted: Any) -> None:
@@ -209,11 +212,15 @@ class SftpSession:
         return answer
 
     def _look(self, job: Job) -> Steps:
-        """Whether the tombstone is there already; nothing is created. PENDING: it is, and can be delivered."""
-        reply = yield (wire.lstat, self._tombstone_path(job.marked))
-        if reply.mode is not None and stat.S_ISREG(reply.mode):
-            return Answer(job.marker, State.PENDING, "it is there already")
-        return Answer(job.marker, State.HELD, "" if reply.code == wire.NO_SUCH_FILE else "may not be asked for there")
+        """Whether the tombstone is there; nothing is created."""
+        path = self._tombstone_path(job.marked)
+        reply = yield (wire.lstat, path)
+        if reply.mode is not None:
+            return (yield from self._found(job, path, reply.mode))
+        if reply.code != wire.NO_SUCH_FILE:
+            return refusal(job, reply, "may not be asked for")
+        answer = yield from self._without_hour(job)
+        return Answer(job.marker, State.PENDING, "it is not there") if answer.state is State.PENDING else answer
 
     def _has_data(self, job: Job) -> Asking[bool | None]:
         """Whether the peer has data of the stem; None where that is not answered."""
