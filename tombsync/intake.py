@@ -15,9 +15,11 @@ from tombsync.errors import StateRefused
 from tombsync.index import Hidden, Writer
 from tombsync.metrics import Metrics
 from tombsync.names import Marked, printable
+from tombsync.plan import Breaker
 from tombsync.tree import Tree
 from tombsync.work import WAIT_S, Batch, Mailbox, Sight, Sighting, Source
 
+TELL_OF_MASS_INTERVAL_S = 60.0
 MISSED_AFTER_S = 1.0  # a rescan can list a tombstone a moment before its event is read
 
 
@@ -36,6 +38,7 @@ class Intake:
         metrics: Metrics,
         on_news: Callable[[Sequence[Hidden]], None],
         watch_answers: Callable[[], bool],
+        breaker: Breaker,
     ) -> None:
         """`on_news` is told what is to be delivered, right after its commit; `watch_answers` tells whether a tombstone
         seen first by a rescan was missed by the watcher.
@@ -47,6 +50,8 @@ class Intake:
         self._metrics = metrics
         self._on_news = on_news
         self._watch_answers = watch_answers
+        self._breaker = breaker
+        self._told_of_mass_at = 0.0  # monotonic: of a mass of marks, last
         self._hide_seconds = {source: metrics.hide_seconds.labels(source.value) for source in Source}
         self._stuck: list[Sighting] | list[Batch] = []
         self._told_of_refusal = False
@@ -82,12 +87,14 @@ class Intake:
 
     def _hide(self, sightings: Sequence[Sighting]) -> None:
         seen = [(sighting, self._sight(sighting)) for sighting in sightings]
-        news = self._writer.hide(seen, time.time_ns())
+        news = self._writer.hide(seen, time.time_ns(), self._breaker)
         committed_ns = time.monotonic_ns()
         if not self._mailbox.sightings_wait:
             precedence.release(precedence.HIDE)
         if news:
             self._on_news(news)
+            if held := sum(hidden.held for hidden in news):
+                self._tell_of_mass(held, committed_ns / 1e9)
         for hidden in news:
             if hidden.first:
                 self._tell(hidden, committed_ns)
@@ -131,6 +138,15 @@ class Intake:
         )
         if not hidden.pushable:
             self._tell_why_not_pushed(hidden, shown)
+
+    def _tell_of_mass(self, held: int, now: float) -> None:
+        if now - self._told_of_mass_at > TELL_OF_MASS_INTERVAL_S:
+            self._told_of_mass_at = now
+            text = (
+                "more marks within a minute than breaker.most_per_minute allows: they are hidden here, and wait for"
+                " `tombsync release` before any peer is told"
+            )
+            self._audit.record(Event.MASS_MARK_HELD, text, held=held)
 
     def _tell_why_not_pushed(self, hidden: Hidden, shown: str) -> None:
         marked, source = hidden.sighting.marked, hidden.sighting.source.value

@@ -131,6 +131,39 @@ def looks_unmounted(*, was_own_mount: bool, is_own_mount: bool, present: bool) -
     return was_own_mount and not (present and is_own_mount)
 
 
+class Breaker:
+    """Tells a mass of marks from single ones, by the ctimes of their files: more than `most` within a minute.
+
+    Counted in steps of ten seconds. Belongs to whoever counts; what was counted long ago is forgotten.
+    """
+
+    STEP_NS = 10_000_000_000
+    _STEPS = 6  # of a minute
+    _MOST_STEPS = 10_000  # kept: more than a day in which each had a mark
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._counts: dict[int, int] = {}
+
+    def count(self, ctime_ns: int) -> None:
+        """One more mark was made then."""
+        step = ctime_ns // self.STEP_NS
+        self._counts[step] = self._counts.get(step, 0) + 1
+        if len(self._counts) > self._MOST_STEPS:
+            del self._counts[next(iter(self._counts))]
+
+    def window(self, ctime_ns: int) -> tuple[int, int] | None:
+        """The first and last ctime of a minute around this one that is full: one more mark in it belongs to a mass.
+
+        None where there is none.
+        """
+        step = ctime_ns // self.STEP_NS
+        for first in range(step - self._STEPS + 1, step + 1):
+            if sum(self._counts.get(first + offset, 0) for offset in range(self._STEPS)) >= self._most:
+                return first * self.STEP_NS, (first + self._STEPS) * self.STEP_NS - 1
+        return None
+
+
 def backoff_s(failures: int, dead_for_s: float, *, random: float) -> float:
     """Seconds until a peer is tried again after `failures` in a row (1 or more).
 

@@ -14,6 +14,7 @@ from tombsync.intake import Intake
 from tombsync.metrics import Metrics
 from tombsync.names import Hour, Marked
 from tombsync.peers import Connector
+from tombsync.plan import Breaker
 from tombsync.push import Pusher
 from tombsync.rescan import Rescan, RescanKind
 from tombsync.rescan.hours import HourVisitor
@@ -214,6 +215,7 @@ class Life:
             metrics=_METRICS,
             on_news=self._offer,
             watch_answers=self.rescan.first_done.is_set,
+            breaker=Breaker(1_000_000),
         )
         self.checkpointer = Checkpointer(path)
         self.reader = Reader(path)

@@ -65,10 +65,12 @@ class AgentProcess:
         settings: str = "",
         arguments: Sequence[str] = (),
         prefix: Sequence[str] = (),
+        most_per_minute: int = 1_000_000_000,
         program: Sequence[str] = (sys.executable, "-m", "tombsync"),
     ) -> None:
         """`peers`: tables as `peer_table` makes them; `settings`: more TOML, above the tables; `prefix`: a command to
-        run the agent under (unshare, strace, faketime); `program`: what stands for `tombsync`."""
+        run the agent under (unshare, strace, faketime); `most_per_minute`: marks that are not held; `program`: what
+        stands for `tombsync`."""
         self.base = base
         self.node = node
         self.root = root or base / "segments"
@@ -80,6 +82,7 @@ class AgentProcess:
         self.socket.parent.mkdir(exist_ok=True)
         self.arguments = list(arguments)
         self.prefix = list(prefix)
+        self.most_per_minute = most_per_minute
         self.program = list(program)
         self.process: subprocess.Popen[bytes] | None = None
         self.write_settings(peers, settings)
@@ -90,6 +93,7 @@ class AgentProcess:
             f'node = "{self.node}"\nroot = "{self.root}"\nstate_dir = "{self.state_dir}"\n'
             f'journal = "stderr"\n{settings}\n'
             f'[http]\nlisten = "unix:{self.socket}"\n'
+            f"[breaker]\nmost_per_minute = {self.most_per_minute}\n"
         )
         self.config.write_text(text + "".join(peers))
 

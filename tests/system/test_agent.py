@@ -32,6 +32,7 @@ from tombsync.index import Reader, Writer, index_path
 from tombsync.intake import Intake
 from tombsync.metrics import Metrics
 from tombsync.names import hour_number, hour_text, strict_path
+from tombsync.plan import Breaker
 from tombsync.rescan import Rescan, RescanKind
 from tombsync.tree import Tree
 from tombsync.work import Beats, Driver, Flush, Mailbox
@@ -480,6 +481,7 @@ class Rescanning:
             metrics=self.metrics,
             on_news=lambda _: None,
             watch_answers=lambda: False,
+            breaker=Breaker(1_000_000),
         )
         self.rescan = Rescan(
             tree=self.tree,

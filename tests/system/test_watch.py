@@ -29,6 +29,7 @@ from tombsync.index import Reader, Writer, index_path
 from tombsync.intake import Intake
 from tombsync.metrics import Metrics
 from tombsync.names import Hour, hour_number, hour_text
+from tombsync.plan import Breaker
 from tombsync.tree import Tree
 from tombsync.watch import Watch
 from tombsync.work import Beats, Driver, Flush, Mailbox
@@ -84,6 +85,7 @@ class Watching:
             metrics=self.metrics,
             on_news=lambda _: None,
             watch_answers=lambda: True,
+            breaker=Breaker(1_000_000),
         )
         self.watch = Watch(
             tree=self.tree,

@@ -27,7 +27,7 @@ from tombsync.index import DeliveryOutcomes, Facts, Outcome, Reader, SegmentRows
 from tombsync.intake import MISSED_AFTER_S, Intake, owner_name
 from tombsync.metrics import Metrics
 from tombsync.names import Hour, Marked, hour_number
-from tombsync.plan import State
+from tombsync.plan import Breaker, State
 from tombsync.tree import Tree
 from tombsync.work import TRANSACTION_ROWS, Beats, Driver, Flush, Mailbox, Sight, Sighting, Source
 
@@ -49,6 +49,7 @@ class Bench:
         self.metrics = Metrics()
         self.journal = journal
         self.watch_answers = False
+        self.breaker = Breaker(1_000_000)
         self.hidden_when_woken: list[int] = []  # tombstones that another process could see when the pushers were woken
         self.intake = self.make(Tree(str(self.root)))
 
@@ -62,6 +63,7 @@ class Bench:
             metrics=self.metrics,
             on_news=lambda _: self.hidden_when_woken.append(self.reader.totals()[3]),
             watch_answers=lambda: self.watch_answers,
+            breaker=self.breaker,
         )
         return self.intake
 

@@ -11,7 +11,7 @@ from tombsync.index import Due, Outcome, Reader
 from tombsync.names import Marked, strict_hour
 from tombsync.peers import Answer
 from tombsync.plan import State
-from tombsync.push import Queue
+from tombsync.push.queue import ASK_HELD_INTERVAL_S, Queue
 from tombsync.work import Source
 
 HOUR = strict_hour("desertbus", "source", "2019-11-13T02")
@@ -28,6 +28,7 @@ class Index:
     def __init__(self) -> None:
         self.rows: list[Due] = []
         self.answered: list[Due] = []
+        self.held_rows: list[Due] = []
         self.between: Callable[[], None] = lambda: None
 
     def due(self, peer: int, *, above: int = 0, below: int | None = None, limit: int) -> list[Due]:
@@ -35,6 +36,9 @@ class Index:
 
     def confirmed(self, peer: int, *, below: int | None, limit: int) -> list[Due]:
         return self._look(self.answered, 0, below, limit)
+
+    def held(self, peer: int, *, below: int | None, limit: int) -> list[Due]:
+        return self._look(self.held_rows, 0, below, limit)
 
     def _look(self, rows: list[Due], above: int, below: int | None, limit: int) -> list[Due]:
         found = [row for row in rows if row.marker > above and (below is None or row.marker < below)]
@@ -121,3 +125,34 @@ def test_newest_first_in_whatever_way_they_come() -> None:
     assert submit(queue) == [3, 2, 1]
     queue.offer([delivery(2)])  # known
     assert submit(queue) == []
+
+
+def test_what_is_held_is_asked_for_and_only_what_is_there_is_told() -> None:
+    index = Index()
+    index.held_rows = [delivery(1), delivery(2), delivery(3)]
+    queue = queue_of(index)
+    assert submit(queue) == []
+    rows = queue.held(lambda waiting: min(waiting, 2), 0.0)
+    jobs = queue.questions(rows)
+    assert [(job.marker, job.ask_only) for job in jobs] == [(3, True), (2, True)]
+    assert [row.marker for row in queue.held(lambda waiting: waiting, 0.0)] == [1]
+    queue.questions([delivery(1)])
+    answers = [Answer(3, State.CONFIRMED), Answer(2, State.PENDING), Answer(1, State.NOT_DURABLE)]
+    assert queue.asked(answers) == ([], [3, 1])
+    assert not queue.asking
+    assert queue.held(lambda waiting: waiting, 1.0) == []
+    assert queue.held(lambda waiting: waiting, 2.0) == []  # not again at once
+    assert len(queue.held(lambda waiting: waiting, 2.0 + ASK_HELD_INTERVAL_S)) == 3
+
+
+def test_answers_of_deliveries_and_of_questions_are_told_apart() -> None:
+    index = Index()
+    index.rows = [delivery(1)]
+    queue = queue_of(index)
+    assert submit(queue) == [1]
+    queue.questions([delivery(2)])
+    answer = Answer(1, State.CONFIRMED, placed=True)
+    assert queue.asked([answer, Answer(2, State.PENDING)]) == ([answer], [])
+    queue.questions([delivery(3)])
+    queue.lost()
+    assert not queue.asking

@@ -22,7 +22,7 @@ from tombsync.index import DeliveryOutcomes, HourListed, HourRow, Outcome, Reade
 from tombsync.intake import Intake
 from tombsync.metrics import Metrics
 from tombsync.names import Hour, Marked
-from tombsync.plan import State
+from tombsync.plan import Breaker, State
 from tombsync.rescan import Rescan, RescanKind
 from tombsync.tree import Tree
 from tombsync.work import Batch, Mailbox, Sighting, Source
@@ -126,6 +126,7 @@ class Bench:
             metrics=self.metrics,
             on_news=lambda _: None,
             watch_answers=self.rescan.first_done.is_set,
+            breaker=Breaker(1_000_000),
         )
 
     def close(self) -> None:

@@ -25,6 +25,7 @@ _COMMANDS = {
     "ls": "ls:ls",
     "tombstones": "tombstones:tombstones",
     "status": "status:status",
+    "release": "release:release",
     "rescan": "rescan:rescan",
     "adopt-root": "adopt_root:adopt_root",
     "peer": "peer:peer",

@@ -3,5 +3,14 @@
 from tombsync.daemon.agent import Agent
 from tombsync.daemon.once import rescan_once
 from tombsync.daemon.parts import believe_root, open_index, request_adoption, target_of
+from tombsync.daemon.requests import request_release
 
-__all__ = ["Agent", "believe_root", "open_index", "request_adoption", "rescan_once", "target_of"]
+__all__ = [
+    "Agent",
+    "believe_root",
+    "open_index",
+    "request_adoption",
+    "request_release",
+    "rescan_once",
+    "target_of",
+]

@@ -21,18 +21,20 @@ from tombsync.audit import Audit, Event, open_audit
 from tombsync.daemon.parts import (
     believe_root,
     index_files,
+    make_inbox,
     open_index,
     take_adoption,
     target_of,
     target_text,
 )
+from tombsync.daemon.requests import Requests
 from tombsync.daemon.sources import Sources, describe
 from tombsync.guard import RootGuard
-from tombsync.inbox import Box, Inbox
 from tombsync.index import AgentLock, Checkpointer, Hidden, Writer, index_path, note_damage
 from tombsync.intake import Intake
 from tombsync.metrics import Metrics
 from tombsync.peers import Connector
+from tombsync.plan import Breaker
 from tombsync.push import Pusher
 from tombsync.rescan import Rescan, RescanKind
 from tombsync.tree import Tree
@@ -130,9 +132,19 @@ class Agent:
             metrics=metrics,
             on_news=self._offer,
             watch_answers=rescan.first_done.is_set,
+            breaker=Breaker(settings.breaker.most_per_minute),
         )
         self._make_pushers(writer, path, mailbox, audit, metrics, guard.believed)
-        inbox = self._make_inbox(tree, identity, path, mailbox, audit, metrics, guard.believed)
+        inbox = make_inbox(
+            settings,
+            tree=tree,
+            identity=identity,
+            index_path=path,
+            mailbox=mailbox,
+            audit=audit,
+            metrics=metrics,
+            believed=guard.believed,
+        )
         sources = Sources(writer, path, self._pushers, inbox, watch, rescan, guard, self._beats, audit)
         stack.callback(sources.close)
         metrics.ask(sources)
@@ -159,7 +171,7 @@ class Agent:
             self._beats.beat("watch")
             watch.start()
         self._drive(rescan)
-        self._supervise(rescan, server, audit)
+        self._supervise(rescan, server, audit, Requests(settings.state_dir, mailbox, audit, self._look_again))
 
     # -- building -----------------------------------------------------------------------------------------------------
 
@@ -222,39 +234,10 @@ class Agent:
                 metrics=metrics,
                 believed=believed,
                 verify_interval_s=peer.verify_interval_s,
+                on_holds_ended=self._look_again,
             )
             for peer in self.settings.peers
         ]
-
-    def _make_inbox(
-        self,
-        tree: Tree,
-        identity: str,
-        path: str,
-        mailbox: Mailbox,
-        audit: Audit,
-        metrics: Metrics,
-        believed: Callable[[], bool],
-    ) -> Inbox | None:
-        """The worker of the inboxes; None where nobody delivers into one."""
-        inbox = self.settings.inbox
-        if not self.settings.senders:
-            return None
-        boxes = [
-            Box(sender.name, sender.account, inbox.directory(sender.account), inbox.quota_per_hour)
-            for sender in self.settings.senders
-        ]
-        return Inbox(
-            tree=tree,
-            identity=identity,
-            boxes=boxes,
-            view=inbox.view,
-            index_path=path,
-            mailbox=mailbox,
-            audit=audit,
-            metrics=metrics,
-            believed=believed,
-        )
 
     def _full_interval_s(self, tree: Tree, audit: Audit) -> float:
         silent = tree.silent_filesystem() if os.path.isdir(tree.root) else ""
@@ -275,7 +258,7 @@ class Agent:
         self._drivers.append(driver)
         driver.start()
 
-    def _supervise(self, rescan: Rescan, server: WebServer, audit: Audit) -> None:
+    def _supervise(self, rescan: Rescan, server: WebServer, audit: Audit, requests: Requests) -> None:
         told_ready = False
         while True:
             self._attention.wait(_LOOK_S)
@@ -288,6 +271,7 @@ class Agent:
             self._check_workers(audit)
             if self._root_returned:
                 raise errors.RootReturned(self.settings.root)
+            requests.take()
             while self._requested:
                 rescan.request(self._requested.pop())
             if not told_ready and rescan.first_done.is_set():
@@ -332,8 +316,12 @@ class Agent:
         self._root_returned = True
         self._attention.set()
 
+    def _look_again(self) -> None:
+        for pusher in self._pushers:
+            pusher.look_again()
+
     def _offer(self, news: Sequence[Hidden]) -> None:
-        if rows := [hidden.due() for hidden in news if hidden.pushable]:
+        if rows := [hidden.due() for hidden in news if hidden.pushable and not hidden.held]:
             for pusher in self._pushers:
                 pusher.offer(rows)
 

@@ -12,6 +12,7 @@ from tombsync.daemon.parts import believe_root, open_index, take_adoption
 from tombsync.index import AgentLock, index_path
 from tombsync.intake import Intake
 from tombsync.metrics import Metrics
+from tombsync.plan import Breaker
 from tombsync.rescan import Progress, Rescan, RescanKind
 from tombsync.tree import Tree
 from tombsync.work import Beats, Driver, Flush, Mailbox
@@ -47,6 +48,7 @@ def rescan_once(
         intake = Intake(
             tree=tree, writer=writer, mailbox=mailbox, audit=audit, metrics=metrics,
             on_news=lambda _: None, watch_answers=lambda: False,
+            breaker=Breaker(settings.breaker.most_per_minute),
         )  # fmt: skip
         driver = Driver(intake, beats, mailbox.close)  # or the rescan would wait for it for ever
         driver.start()

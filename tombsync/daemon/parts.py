@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from tombsync import config, errors
 from tombsync.audit import Audit, Event
+from tombsync.inbox import Box, Inbox
 from tombsync.index import SIDE_FILES, Writer, damage_noted, set_aside
+from tombsync.metrics import Metrics
 from tombsync.peers import Target
 from tombsync.tree import Tree
+from tombsync.work import Mailbox
 
 
 def open_index(path: str, audit: Audit) -> Writer:
@@ -49,6 +53,38 @@ def believe_root(tree: Tree, writer: Writer, audit: Audit) -> str:
             writer.set_fact("root", identity)
         audit.record(Event.ROOT_ADOPTED, f"{tree.root} is the segment tree of this node: {identity}")
     return identity
+
+
+def make_inbox(
+    settings: config.Settings,
+    *,
+    tree: Tree,
+    identity: str,
+    index_path: str,
+    mailbox: Mailbox,
+    audit: Audit,
+    metrics: Metrics,
+    believed: Callable[[], bool],
+) -> Inbox | None:
+    """The worker of the inboxes; None where nobody delivers into one."""
+    inbox = settings.inbox
+    if not settings.senders:
+        return None
+    boxes = [
+        Box(sender.name, sender.account, inbox.directory(sender.account), inbox.quota_per_hour)
+        for sender in settings.senders
+    ]
+    return Inbox(
+        tree=tree,
+        identity=identity,
+        boxes=boxes,
+        view=inbox.view,
+        index_path=index_path,
+        mailbox=mailbox,
+        audit=audit,
+        metrics=metrics,
+        believed=believed,
+    )
 
 
 def target_text(peer: config.PeerSettings) -> str:

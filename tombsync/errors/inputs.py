@@ -82,6 +82,17 @@ class NotMarked(TombsyncError):
         return f"{self.stem}: no tombstone of this name is known here"
 
 
+@dataclass(eq=False)
+class NotConfirmed(TombsyncError):
+    """Something that cannot be taken back was asked for, and there is no terminal to ask on."""
+
+    what: str
+    hint: str = "look at it with --dry-run, then add --yes"
+
+    def __str__(self) -> str:
+        return f"not done: {self.what}"
+
+
 @dataclass(frozen=True)
 class Problem:
     """One thing wrong in a settings file: the file, the key, what stands there and what is allowed."""

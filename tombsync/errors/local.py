@@ -176,6 +176,18 @@ class AgentNotRunning(TombsyncError):
 
 
 @dataclass(eq=False)
+class AgentSlow(TombsyncError):
+    """The running agent has not done in time what it was asked for; it will."""
+
+    state_dir: str
+    what: str
+    hint: str = "it does so as soon as it can; `tombsync status` and the journal say what holds it up"
+
+    def __str__(self) -> str:
+        return f"the agent on {self.state_dir} takes long {self.what}"
+
+
+@dataclass(eq=False)
 class AgentRefused(TombsyncError):
     """The running agent belongs to another account."""
 

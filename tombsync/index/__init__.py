@@ -7,6 +7,7 @@ both (`Checkpointer`). sqlite3's names do not leave this package.
 from tombsync.index.batches import (
     DeliveryOutcomes,
     Facts,
+    HoldsEnded,
     HourGone,
     HourListed,
     MarkersForgotten,
@@ -30,6 +31,7 @@ __all__ = [
     "Due",
     "Facts",
     "Hidden",
+    "HoldsEnded",
     "HourGone",
     "HourListed",
     "HourRow",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tombsync.index.schema import to_key
 from tombsync.names import Hour
 from tombsync.plan import KEEP_STATES, State
+from tombsync.work import TRANSACTION_ROWS
 
 if TYPE_CHECKING:
     from tombsync.index.writer import Writer
@@ -127,6 +128,23 @@ class MarkersPlaced:
 
     def committed(self) -> None:
         pass
+
+
+@dataclass
+class HoldsEnded:
+    """Held deliveries become due: of these markers, or of all up to `up_to`. `on_commit` gets how many markers."""
+
+    on_commit: Callable[[int], None]
+    markers: Sequence[int] | None = None
+    up_to: int = 1 << 62
+    rows: int = TRANSACTION_ROWS
+    ended: int = 0
+
+    def apply(self, writer: Writer) -> None:
+        self.ended = writer.end_holds(self.markers, self.up_to)
+
+    def committed(self) -> None:
+        self.on_commit(self.ended)
 
 
 class Outcome(NamedTuple):

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 
 from tombsync.index import files
 from tombsync.index.batches import Outcome
+from tombsync.index.schema import IS_OPEN
 from tombsync.plan import THERE_STATES, State
 from tombsync.work import TRANSACTION_ROWS
 
@@ -34,6 +35,7 @@ class Deliveries:
     path: str
     tally: Tally
     _peers: list[int]
+    _held_window: tuple[int, int] | None = None  # the last mass whose earlier marks were held
 
     def execute(self, sql: str, values: Sequence[object] = ()) -> sqlite3.Cursor:
         """Run one statement."""
@@ -79,6 +81,57 @@ class Deliveries:
                     self.tally.deliveries[peer, state] += 1
                     changed.append((outcome, State(was)))
         return changed
+
+    # -- holding ------------------------------------------------------------------------------------------------------
+
+    def hold(self, marker: int, window: tuple[int, int] | None = None) -> None:
+        """Let the pending deliveries of a marker wait for a person; and those of the mass it belongs to, once.
+
+        `window`: first and last ctime of that mass. Inside of a transaction. The tally does not know the marker yet.
+        """
+        self.execute(
+            f"UPDATE delivery SET state = {State.HELD:d} WHERE marker = ? AND state = {State.PENDING:d}", (marker,)
+        )
+        if window is None or window == self._held_window:
+            return
+        self._held_window = window
+        for peer in self._peers:
+            markers = [
+                other
+                for (other,) in self.execute(
+                    "SELECT d.marker FROM delivery d INDEXED BY delivery_open JOIN marker m ON m.id = d.marker"
+                    f" WHERE d.peer = ? AND d.{IS_OPEN} AND d.state = {State.PENDING:d} AND d.marker != ?"
+                    " AND m.ctime_ns BETWEEN ? AND ? AND m.sender IS NULL",
+                    (peer, marker, *window),
+                )
+            ]
+            self._move(peer, markers, State.PENDING, State.HELD)
+
+    def end_holds(self, markers: Sequence[int] | None, up_to: int) -> int:
+        """Make held deliveries due: of these markers, or of all up to this one. Returns how many markers had one."""
+        found: set[int] = set()
+        for peer in self._peers:
+            held = [
+                marker
+                for (marker,) in self.execute(
+                    "SELECT marker FROM delivery INDEXED BY delivery_open"
+                    f" WHERE peer = ? AND {IS_OPEN} AND state = {State.HELD:d} AND marker <= ?",
+                    (peer, up_to),
+                )
+                if markers is None or marker in markers
+            ]
+            self._move(peer, held, State.HELD, State.PENDING)
+            found.update(held)
+        return len(found)
+
+    def _move(self, peer: int, markers: Sequence[int], before: State, after: State) -> None:
+        moved = self.execute(
+            "UPDATE delivery SET state = ?1 WHERE peer = ?2 AND state = ?3 AND marker IN"
+            " (SELECT value FROM json_each(?4))",
+            (int(after), peer, int(before), json.dumps(list(markers))),
+        ).rowcount
+        self.tally.deliveries[peer, before] -= moved
+        self.tally.deliveries[peer, after] += moved
 
     def sync_peers(self, wanted: dict[str, str]) -> tuple[list[str], list[str]]:
         """Make the peers those of the settings (name -> target); a peer with another target is another peer.

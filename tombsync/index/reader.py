@@ -277,6 +277,20 @@ class Reader:
             source="delivery d INDEXED BY delivery_open",
         )
 
+    def held(self, peer: int, *, below: int | None, limit: int) -> list[Due]:
+        """Deliveries of a peer that wait for a person, newest first."""
+        held = f"{IS_OPEN} AND d.state = {State.HELD:d}"
+        return self._deliveries_of(held, peer, 0, below, limit, source="delivery d INDEXED BY delivery_open")
+
+    def held_markers(self, *, below: int | None = None, limit: int) -> list[MarkerRow]:
+        """Recorded tombstones of which some delivery waits for a person, newest first."""
+        rows = self._all(
+            f"SELECT {_MARKER_COLUMNS} FROM marker m WHERE m.id < ? AND m.id IN (SELECT marker FROM delivery"
+            f" INDEXED BY delivery_open WHERE {IS_OPEN} AND state = {State.HELD:d}) ORDER BY m.id DESC LIMIT ?",
+            (below if below is not None else 1 << 62, limit),
+        )
+        return [self._marker(row) for row in rows]
+
     def confirmed(self, peer: int, *, below: int | None, limit: int) -> list[Due]:
         """Deliveries of a peer that it has answered, newest first: what a verify asks for again."""
         answered = f"state IN ({State.CONFIRMED:d}, {State.HOUR_GONE:d}, {State.NOT_DURABLE:d})"

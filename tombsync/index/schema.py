@@ -106,29 +106,15 @@ CREATE TRIGGER marker_hides AFTER INSERT ON marker BEGIN
 END;
 """
 
-# Version 2: receiving, holding, and whether a peer still has the data. `origin` and `sender` are of a tombstone that
-# came by an inbox: the node that marked it first, and the peer that brought it. `held`: its deliveries begin held.
-_VERSION_2 = f"""
+# Version 2: receiving, and whether a peer still has the data. `origin` and `sender` are of a tombstone that
+# came by an inbox: the node that marked it first, and the peer that brought it.
+_VERSION_2 = """
 ALTER TABLE marker ADD COLUMN origin TEXT;
 ALTER TABLE marker ADD COLUMN sender TEXT;
-ALTER TABLE marker ADD COLUMN held INTEGER NOT NULL DEFAULT 0;
 CREATE INDEX marker_awaited ON marker (id) WHERE in_tree = 0;
 
 ALTER TABLE delivery ADD COLUMN data INTEGER;
 ALTER TABLE delivery ADD COLUMN data_asked_at_ns INTEGER;
-
-DROP TRIGGER marker_hides;
-CREATE TRIGGER marker_hides AFTER INSERT ON marker BEGIN
-    INSERT INTO delivery (peer, marker, state)
-        SELECT id, NEW.id, iif(NEW.held, {State.HELD:d}, {State.PENDING:d}) FROM peer WHERE NEW.pushable;
-    INSERT OR IGNORE INTO hour (id) VALUES (NEW.hour);
-    UPDATE hour SET
-        edits = edits + 1,
-        digest = NULL,
-        settled = 0,
-        hidden = hidden + (SELECT count(*) FROM segment WHERE hour = NEW.hour AND stem = NEW.stem)
-    WHERE id = NEW.hour;
-END;
 """
 
 # One script per version; the index's `user_version` says how many have run.

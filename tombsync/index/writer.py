@@ -16,12 +16,15 @@ from tombsync.index.deliveries import Deliveries, Tally
 from tombsync.index.reader import Due
 from tombsync.index.schema import HOUR_BITS, IS_HIDDEN, from_key, hour_id, to_key
 from tombsync.names import EXTENSION, Hour, Kind, Marked, classify
-from tombsync.plan import State
+from tombsync.plan import Breaker, State
 from tombsync.work import Batch, Sight, Sighting, Source
 
 
 class Hidden(NamedTuple):
-    """What a sighting changed at `at_ns` (wall time). `pushable`: due for every peer; `first`: it was not hidden."""
+    """What a sighting changed at `at_ns` (wall time). `pushable`: due for every peer; `first`: it was not hidden.
+
+    `held`: its deliveries wait for a person.
+    """
 
     marker: int
     sighting: Sighting
@@ -29,6 +32,7 @@ class Hidden(NamedTuple):
     pushable: bool
     at_ns: int
     first: bool = True
+    held: bool = False
 
     def due(self) -> Due:
         """Its delivery, to whichever peer, as it was just made."""
@@ -104,22 +108,31 @@ class Writer(Deliveries):
 
     # -- hiding -------------------------------------------------------------------------------------------------------
 
-    def hide(self, seen: Sequence[tuple[Sighting, Sight]], now_ns: int) -> list[Hidden]:
+    def hide(self, seen: Sequence[tuple[Sighting, Sight]], now_ns: int, breaker: Breaker | None = None) -> list[Hidden]:
         """Record tombstones; at the commit their segments are hidden. Returns what is new: the first sightings, and
         those that made an earlier one due for the peers.
 
-        One alone is one autocommitted INSERT whose trigger makes the deliveries. `now_ns` is wall time.
+        One alone is one autocommitted INSERT whose trigger makes the deliveries. `now_ns` is wall time. What belongs to
+        a mass of marks by `breaker` has its deliveries held, in the same transaction.
         """
-        if len(seen) == 1:
+        if len(seen) == 1 and not _mass_around(breaker, *seen[0]):
             with files.translated(self.path):
                 hidden = self._hide(*seen[0], now_ns)
             if hidden:
+                _count_mark(breaker, *seen[0])
                 self._count_all([hidden])
                 return [hidden]
         news: list[Hidden] = []
         with self.transaction():
             for sighting, sight in seen:
-                if hidden := self._hide(sighting, sight, now_ns) or self._seen_again(sighting, sight, now_ns):
+                hidden = self._hide(sighting, sight, now_ns)
+                if hidden:
+                    if window := _mass_around(breaker, sighting, sight):
+                        self.hold(hidden.marker, window)
+                        hidden = hidden._replace(held=True)
+                    _count_mark(breaker, sighting, sight)
+                hidden = hidden or self._seen_again(sighting, sight, now_ns)
+                if hidden:
                     news.append(hidden)
         self._count_all(news)
         return news
@@ -189,8 +202,9 @@ class Writer(Deliveries):
             self.tally.hidden[hour >> HOUR_BITS] += count
             self.tally.markers += 1
         if hidden.pushable:
+            state = State.HELD if hidden.held else State.PENDING
             for peer in self._peers:
-                self.tally.deliveries[peer, State.PENDING] += 1
+                self.tally.deliveries[peer, state] += 1
 
     # -- batches ------------------------------------------------------------------------------------------------------
 
@@ -317,3 +331,22 @@ class Writer(Deliveries):
 def _pushable(marked: Marked, sight: Sight) -> bool:
     # Anything but a file hides here and is nobody else's business; an unsafe name never crosses a border.
     return sight.regular and not marked.unsafe
+
+
+def _mass_around(breaker: Breaker | None, sighting: Sighting, sight: Sight) -> tuple[int, int] | None:
+    if breaker is None or sight.ctime_ns is None or not _by_hand(sighting, sight):
+        return None
+    return breaker.window(sight.ctime_ns)
+
+
+def _count_mark(breaker: Breaker | None, sighting: Sighting, sight: Sight) -> None:
+    if breaker is not None and sight.ctime_ns is not None and _by_hand(sighting, sight):
+        breaker.count(sight.ctime_ns)
+
+
+def _by_hand(sighting: Sighting, sight: Sight) -> bool:
+    """Whether it may be one of a mass that nobody meant: an empty file in the tree.
+
+    What came by an inbox was meant on another node, and `mark` asks before it makes many, and writes into each.
+    """
+    return sighting.source is not Source.INBOX and not sight.size_bytes

@@ -19,6 +19,7 @@ from tombsync.plan import State
 from tombsync.work import TRANSACTION_ROWS, Source
 
 FRESH_S = 10.0  # a tombstone hidden so lately is created without asking first whether it is there
+ASK_HELD_INTERVAL_S = 10.0
 _FRESH_ROOM = 32  # fresh tombstones go out even where a backlog fills the window
 _REFUSED = {State.REFUSED, State.NOT_SERVED}  # asked again each minute
 _UNDONE = {State.PENDING, State.RECEIVED}  # asked again soon, and then less and less often
@@ -55,6 +56,10 @@ class Queue:
         self._verify_below: int | None = None
         self._verify: deque[Due] = deque()
         self._verifying: set[int] = set()
+        # what is held
+        self._held_at = 0.0
+        self._held_below: int | None = None
+        self._asking: set[int] = set()
 
     def offer(self, rows: Sequence[Due]) -> None:
         """What was hidden just now, oldest first; from the intake's thread, after each commit."""
@@ -119,7 +124,7 @@ class Queue:
 
     def until(self, now: float) -> float:
         """Seconds until something is due again, at most; without an answer of the peer or an offer."""
-        return max(0.0, min(self._sweep_at, self._verify_at or now) - now)
+        return max(0.0, min(self._sweep_at, self._verify_at or now, self._held_at) - now)
 
     def jobs(self, rows: Sequence[Due], *, verify: bool = False) -> list[Job]:
         """Note these as submitted, and say how. One that may be there already is asked for first."""
@@ -186,6 +191,7 @@ class Queue:
         """The session ended: nothing is on its way."""
         self._submitted.clear()
         self._verifying.clear()
+        self._asking.clear()
         self._verify.clear()
         self._backlog.clear()
         self._verify_below = None
@@ -217,6 +223,46 @@ class Queue:
             self._verify.extend(rows)
         rows = [self._verify.popleft() for _ in range(room(len(self._verify)))]
         return [row for row in rows if row.marker not in busy], False
+
+    # -- what is held -------------------------------------------------------------------------------------------------
+
+    def held(self, room: Callable[[int], int], now: float) -> list[Due]:
+        """Of those that wait for a person, which to ask for: what a peer has already is no mistake of this node."""
+        if self.waiting or now < self._held_at:
+            return []
+        busy = self._busy()
+        rows = self._reader().held(self._peer, below=self._held_below, limit=TRANSACTION_ROWS)
+        rows = rows[: room(len(rows))]
+        if rows:
+            self._held_below = rows[-1].marker
+        elif not self._asking:
+            self._held_at, self._held_below = now + ASK_HELD_INTERVAL_S, None
+        return [row for row in rows if row.marker not in busy]
+
+    @property
+    def asking(self) -> bool:
+        """Whether questions are on their way."""
+        return bool(self._asking)
+
+    def questions(self, rows: Sequence[Due]) -> list[Job]:
+        """Note these as submitted; they create nothing."""
+        self._submitted.update((row.marker, row) for row in rows)
+        self._asking.update(row.marker for row in rows)
+        return [Job(row.marker, row.marked, ask_only=True, origin=row.origin) for row in rows]
+
+    def asked(self, answers: Sequence[Answer]) -> tuple[list[Answer], list[int]]:
+        """The answers to jobs that were to deliver, and the held markers that the peer has already."""
+        if not self._asking:
+            return list(answers), []
+        there = []
+        for answer in answers:
+            if answer.marker in self._asking:
+                del self._submitted[answer.marker]
+                if answer.state in (State.CONFIRMED, State.NOT_DURABLE):
+                    there.append(answer.marker)
+        delivered = [answer for answer in answers if answer.marker not in self._asking]
+        self._asking.difference_update(answer.marker for answer in answers)
+        return delivered, there
 
     # -- answers ------------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from functools import partial
 from tombsync import plan, precedence
 from tombsync.audit import Audit, Event
 from tombsync.errors import HostKeyChanged, PeerError
-from tombsync.index import DeliveryOutcomes, Due, Outcome, PeerReport, PeerVerified, Reader
+from tombsync.index import DeliveryOutcomes, Due, HoldsEnded, Outcome, PeerReport, PeerVerified, Reader
 from tombsync.metrics import Metrics
 from tombsync.names import printable
 from tombsync.peers import Answer, Connector, HostKeyHalt, Session
@@ -48,7 +48,9 @@ class Pusher:
         metrics: Metrics,
         believed: Callable[[], bool],
         verify_interval_s: float,
+        on_holds_ended: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_holds_ended`: called in the intake's thread, after held deliveries of all peers became due."""
         self.peer_name = connector.target.name
         self.name = f"push-{self.peer_name}"
         self._peer = peer
@@ -58,6 +60,8 @@ class Pusher:
         self._audit = audit
         self._metrics = metrics
         self._believed = believed
+        self._on_holds_ended = on_holds_ended
+        self._look_again = False  # set by any thread
         self._queue = Queue(peer, self._require_reader, verify_interval_s=verify_interval_s)
         self._push_seconds = metrics.push_seconds.labels(self.peer_name)
         self._reader: Reader | None = None
@@ -93,6 +97,11 @@ class Pusher:
         self._queue.offer(rows)
         self.wake()
 
+    def look_again(self) -> None:
+        """Deliveries that were known not to be due are due now; from any thread."""
+        self._look_again = True
+        self.wake()
+
     def wake(self) -> None:
         """End the wait of a turn; from any thread."""
         os.eventfd_write(self._wake_fd, 1)
@@ -120,6 +129,9 @@ class Pusher:
     def loop(self, now: float) -> None:
         """Connect when it is time to, or submit what is due and take what was answered."""
         self._queue.plan_verify(now)
+        if self._look_again and not self._queue.asking:  # a sweep would pass over what is just being asked for
+            self._look_again = False
+            self._queue.sweep()
         self.tell_committed()
         if self._stopped:
             self._wait(WAIT_S)
@@ -259,6 +271,8 @@ class Pusher:
         rows, ended = queue.verify(session.room, now)
         if rows:
             session.submit(queue.jobs(rows, verify=True))
+        if rows := queue.held(session.room, now):
+            session.submit(queue.questions(rows))
         if ended:
             self._mailbox.put_urgent(PeerVerified(self._peer, time.time_ns()))
 
@@ -266,6 +280,9 @@ class Pusher:
 
     def _take(self, answers: Sequence[Answer]) -> None:
         asked_at_ns = time.time_ns()
+        answers, there = self._queue.asked(answers)
+        if there:
+            self._mailbox.put_urgent(HoldsEnded(partial(self._holds_ended, len(there)), markers=there))
         rows, again = self._queue.answered(answers)
         for start in range(0, len(answers), TRANSACTION_ROWS):
             outcomes = [
@@ -279,6 +296,13 @@ class Pusher:
         for answer in answers:
             if answer.reason:
                 self._metrics.push_failures.labels(self.peer_name, answer.reason).inc()
+
+    def _holds_ended(self, there: int, ended: int) -> None:
+        """Runs in the intake's thread: the deliveries of these tombstones are due, to every peer."""
+        if ended:
+            text = f"{self.peer_name} has {there} of the tombstones that were held here: they go to the other peers too"
+            self._audit.record(Event.HOLD_ENDED, text, peer=self.peer_name, count=ended)
+            self._on_holds_ended()
 
     def _committed(
         self, rows: dict[int, Due], outcomes: Sequence[Outcome], changed: Sequence[tuple[Outcome, State]]
