@@ -1,0 +1,76 @@
+"""Several nodes that deliver to each other by inboxes: they converge, and then there is silence."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from tests.support.agent import make_hour, segment_stem, touch
+from tests.support.inbox import ReceivingNode
+from tests.support.waiting import wait_for
+
+HOUR = "desertbus/source/2019-11-13T02"
+NODES = 4
+MARKS = 5
+
+
+def chain() -> list[tuple[int, int]]:
+    """Each delivers to the next and to the one before."""
+    there = [(number, number + 1) for number in range(NODES - 1)]
+    return there + [(to, by) for by, to in there]
+
+
+def ring() -> list[tuple[int, int]]:
+    """Each delivers to the next one only."""
+    return [(number, (number + 1) % NODES) for number in range(NODES)]
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.mark.parametrize("links", [pytest.param(chain(), id="chain"), pytest.param(ring(), id="ring")])
+def test_they_converge_and_fall_silent(links: list[tuple[int, int]], stack: ExitStack) -> None:
+    names = [f"node-{number}" for number in range(NODES)]
+    nodes = [
+        ReceivingNode(stack, name, [names[by] for by, to in links if to == number]) for number, name in enumerate(names)
+    ]
+    for number, node in enumerate(nodes):
+        make_hour(node.root, HOUR, 1)
+        node.peers = [nodes[to].table_for(names[number]) for by, to in links if by == number]
+        node.write_settings()
+    for node in nodes:
+        node.agent.start()
+    stems = [segment_stem(number) for number in range(MARKS * NODES)]
+    for number, stem in enumerate(stems):
+        touch(nodes[number % NODES].root / HOUR, stem)
+    for number, node in enumerate(nodes):
+        peers = [names[to] for by, to in links if by == number]
+        wait_for(lambda node=node: node.agent.metric("tombstones") == len(stems), "every tombstone on every node", 40)
+        for peer in peers:
+            wait_for(
+                lambda node=node, peer=peer: (
+                    node.agent.metric("deliveries", peer=peer, state="confirmed") == len(stems)
+                ),
+                "every confirmation",
+                40,
+            )
+    for node in nodes:
+        assert {path.stem for path in (node.root / HOUR).glob("*.tombstone")} == set(stems)
+        assert all(list(node.inbox(sender).iterdir()) == [] for sender in node.senders)
+        hidden = Counter(record["TOMBSYNC_SEGMENT"] for record in node.agent.records("hidden"))
+        assert max(hidden.values()) == 1
+    # Each link carried each tombstone once at most: N(N-1) pushes of one tombstone at the very most.
+    delivered = sum(len(node.agent.records("delivered")) for node in nodes)
+    assert delivered <= len(links) * len(stems)
+    # The origin is that of the first node, however many it passed.
+    for node in nodes:
+        for record in node.agent.records("hidden"):
+            if record["TOMBSYNC_SOURCE"] == "inbox":
+                number = stems.index(record["TOMBSYNC_SEGMENT"].rpartition("/")[2])
+                assert record["TOMBSYNC_ORIGIN"] == names[number % NODES]
