@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 
 import pytest
 
@@ -34,6 +35,14 @@ def stack() -> Iterator[ExitStack]:
         yield stack
 
 
+def _has(node: ReceivingNode, count: int) -> bool:
+    return node.agent.metric("tombstones") == count
+
+
+def _confirmed(node: ReceivingNode, peer: str, count: int) -> bool:
+    return node.agent.metric("deliveries", peer=peer, state="confirmed") == count
+
+
 @pytest.mark.parametrize("links", [pytest.param(chain(), id="chain"), pytest.param(ring(), id="ring")])
 def test_they_converge_and_fall_silent(links: list[tuple[int, int]], stack: ExitStack) -> None:
     names = [f"node-{number}" for number in range(NODES)]
@@ -50,16 +59,9 @@ def test_they_converge_and_fall_silent(links: list[tuple[int, int]], stack: Exit
     for number, stem in enumerate(stems):
         touch(nodes[number % NODES].root / HOUR, stem)
     for number, node in enumerate(nodes):
-        peers = [names[to] for by, to in links if by == number]
-        wait_for(lambda node=node: node.agent.metric("tombstones") == len(stems), "every tombstone on every node", 40)
-        for peer in peers:
-            wait_for(
-                lambda node=node, peer=peer: (
-                    node.agent.metric("deliveries", peer=peer, state="confirmed") == len(stems)
-                ),
-                "every confirmation",
-                40,
-            )
+        wait_for(partial(_has, node, len(stems)), "every tombstone on every node", 40)
+        for peer in [names[to] for by, to in links if by == number]:
+            wait_for(partial(_confirmed, node, peer, len(stems)), "every confirmation", 40)
     for node in nodes:
         assert {path.stem for path in (node.root / HOUR).glob("*.tombstone")} == set(stems)
         assert all(list(node.inbox(sender).iterdir()) == [] for sender in node.senders)

@@ -74,6 +74,8 @@ START = "1,0,node-a,desertbus,source,2019-11-13T02,"
         START + "%",
         START + "%zz",
         START + "é",
+        START + "\udcff",
+        START.replace("source", "\udcff") + "x",
         START + "a b",
         START + "x.ts",
         START + "x.json",
@@ -125,7 +127,14 @@ def test_what_can_be_written_reads_as_the_same(channel: str, quality: str, stem:
         assert stem.endswith((".ts", ".json", ".tombstone"))
 
 
-@given(st.one_of(st.text(), st.text(alphabet="1,0canry.%2FEe:-~", max_size=60), st.binary().map(os.fsdecode)))
+@given(
+    st.one_of(
+        st.text(),
+        st.binary().map(lambda raw: START + os.fsdecode(raw)),
+        st.text(alphabet="1,0canry.%2FEe:-~", max_size=60),
+        st.binary().map(os.fsdecode),
+    )
+)
 def test_any_name_is_read_or_refused(name: str) -> None:
     try:
         found = read_inbox_name(name)

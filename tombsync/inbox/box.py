@@ -39,6 +39,7 @@ class Box:
         self.place_at = 0.0  # monotonic: when that is tried again
         self.failures = 0  # of trying it, in a row
         self.left: set[str] = set()  # what was refused and could not be taken away
+        self.listed: list[str] = []  # of the last listing, what was not yet looked at
 
     def due(self, now: float) -> bool:
         """Whether to look into it now."""

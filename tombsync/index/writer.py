@@ -124,7 +124,7 @@ class Writer(Deliveries):
                 return [hidden]
         news: list[Hidden] = []
         with self.transaction():
-            for sighting, sight in seen:
+            for sighting, sight in self._not_known(seen):
                 hidden = self._hide(sighting, sight, now_ns)
                 if hidden:
                     if window := _mass_around(breaker, sighting, sight):
@@ -136,6 +136,29 @@ class Writer(Deliveries):
                     news.append(hidden)
         self._count_all(news)
         return news
+
+    def _not_known(self, seen: Sequence[tuple[Sighting, Sight]]) -> list[tuple[Sighting, Sight]]:
+        """Those of whom the index does not hold all there is: the watcher tells again of all that an inbox brings."""
+        stems: dict[int, list[str]] = {}
+        for sighting, _ in seen:
+            stems.setdefault(self.hour_id(sighting.marked.hour), []).append(sighting.marked.stem)
+        known = {
+            (hour, stem)
+            for hour, group in stems.items()
+            if hour in self._marked_hours
+            for (stem,) in self.execute(
+                "SELECT stem FROM marker WHERE hour = ? AND gen = 0 AND in_tree AND pushable"
+                " AND stem IN (SELECT value FROM json_each(?))",
+                (hour, json.dumps([stem for stem in group if isinstance(to_key(stem), str)])),
+            )
+        }
+        if not known:
+            return list(seen)
+        return [
+            (sighting, sight)
+            for sighting, sight in seen
+            if (self.hour_id(sighting.marked.hour), sighting.marked.stem) not in known
+        ]
 
     def _hide(self, sighting: Sighting, sight: Sight, now_ns: int) -> Hidden | None:
         marked = sighting.marked
@@ -268,11 +291,11 @@ class Writer(Deliveries):
     def placed_markers(self, hour: Hour, stems: Sequence[str]) -> None:
         """These tombstones, which came by an inbox, stand in the tree now."""
         identifier = self.hour_id(hour)
-        for stem in stems:
-            self.execute(
-                "UPDATE marker SET in_tree = 1 WHERE hour = ? AND stem = ? AND gen = 0 AND in_tree = 0",
-                (identifier, to_key(stem)),
-            )
+        update = "UPDATE marker SET in_tree = 1 WHERE hour = ? AND gen = 0 AND in_tree = 0 AND stem"
+        texts = [stem for stem in stems if isinstance(to_key(stem), str)]
+        self.execute(f"{update} IN (SELECT value FROM json_each(?))", (identifier, json.dumps(texts)))
+        for stem in set(stems).difference(texts):  # not UTF-8, and so no JSON
+            self.execute(f"{update} = ?", (identifier, to_key(stem)))
 
     def forget_markers(self, hour: Hour, stems: Sequence[str], keep_states: str) -> list[str]:
         """Drop markers that have no delivery in one of these states; returns the stems that went."""

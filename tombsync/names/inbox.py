@@ -29,6 +29,7 @@ from tombsync.names.paths import MAX_NAME_BYTES, Hour, Marked, hour_text, strict
 NODE_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", re.ASCII)
 _VERSION = "1"
 _CANARY = "canary"
+_OTHER_SPELLING = "another spelling of a name in an inbox"
 _SAFE = ":"  # besides the unreserved characters, which are always safe
 _PLAIN_PATTERN = re.compile(r"[A-Za-z0-9_.~:-]*", re.ASCII)
 _GENERATION_PATTERN = re.compile(r"0|[1-9][0-9]{0,8}", re.ASCII)
@@ -82,22 +83,40 @@ def _quoted(part: str) -> str:
 
 def read_inbox_name(name: str) -> Offer | Canary:
     """What a file in an inbox says by its name; the generation may be one that is not understood. Raises BadName."""
+    if not name.isascii():
+        raise BadName(name, "a byte that a name in an inbox never holds")
     fields = name.split(",")
     if len(fields) == 4 and fields[:2] == [_VERSION, _CANARY]:
         _, _, origin, token = fields
         if not NODE_PATTERN.fullmatch(origin) or not _TOKEN_PATTERN.fullmatch(token):
             raise BadName(name, "not a canary's name")
         return Canary(origin, token)
+    start, comma, stem = name.rpartition(",")
+    generation, origin, hour = _read_start(start + comma)
+    decoded = stem
+    if not _PLAIN_PATTERN.fullmatch(stem):
+        decoded = os.fsdecode(unquote_to_bytes(stem))
+        if _quoted(decoded) != stem:
+            raise BadName(name, _OTHER_SPELLING)
+    marked = strict_marked(hour, tombstone_name(decoded))
+    if marked.stem != decoded:  # `X.ts` has the tombstone `X.ts.tombstone`, which hides nothing
+        raise BadName(name, _OTHER_SPELLING)
+    return Offer(marked, origin, generation)
+
+
+@lru_cache(maxsize=1024)
+def _read_start(start: str) -> tuple[int, str, Hour]:
+    """Generation, origin and hour of what the names of one hour begin with. Raises BadName."""
+    fields = start.split(",")
     if fields[0] != _VERSION:
-        raise BadName(name, f"not of version {_VERSION} of the names in an inbox")
+        raise BadName(start, f"not of version {_VERSION} of the names in an inbox")
     if len(fields) != 7:
-        raise BadName(name, "not of the form VERSION,GENERATION,NODE,CHANNEL,QUALITY,HOUR,STEM")
-    _, generation, origin, *path = fields
+        raise BadName(start, "not of the form VERSION,GENERATION,NODE,CHANNEL,QUALITY,HOUR,STEM")
+    _, generation, origin, *path, _ = fields
     if not _GENERATION_PATTERN.fullmatch(generation):
-        raise BadName(name, "no generation")
-    channel, quality, hour, stem = (os.fsdecode(unquote_to_bytes(part)) for part in path)
-    marked = strict_marked(strict_hour(channel, quality, hour), tombstone_name(stem))
-    offer = Offer(marked, origin, int(generation))
-    if offer_name(offer) != name:
-        raise BadName(name, "another spelling of a name in an inbox")
-    return offer
+        raise BadName(start, "no generation")
+    channel, quality, hour = (os.fsdecode(unquote_to_bytes(part)) for part in path)
+    found = strict_hour(channel, quality, hour)
+    if _start(int(generation), origin, found) != start:
+        raise BadName(start, _OTHER_SPELLING)
+    return int(generation), origin, found
