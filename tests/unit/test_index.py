@@ -149,7 +149,10 @@ class IndexAgainstModel(RuleBasedStateMachine):
                 self.deliveries.update({(peer, hour, stem): State.PENDING for peer in self.peers})
             self.markers[hour][stem] = pushable or self.markers[hour].get(stem, False)
         news = self.writer.hide(sightings, NOW_NS)
-        assert [(hidden.sighting.marked, hidden.first, hidden.pushable) for hidden in news] == expected
+        told = [(hidden.sighting.marked, hidden.first, hidden.pushable) for hidden in news]
+        assert sorted(told) == sorted(expected)
+        keys = [hidden.marker for hidden in news]
+        assert keys == sorted(set(keys))
         markers = {hidden.marker for hidden in news if hidden.pushable}
         assert markers <= {row.marker for row in self.reader.marker_rows(limit=len(news))}  # the newest of all
 

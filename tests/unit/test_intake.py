@@ -273,7 +273,7 @@ def test_a_disk_that_fails_right_after_the_commit_keeps_no_news_back(
         raise failure
 
     with monkeypatch.context() as patch:
-        patch.setattr(bench.writer, "_count_hidden", fails)
+        patch.setattr(bench.writer, "_count", fails)
         bench.see("one")
     assert len(bench.journal.records()) == 1
     assert bench.hidden_when_woken == [1]

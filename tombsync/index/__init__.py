@@ -20,8 +20,9 @@ from tombsync.index.batches import (
 )
 from tombsync.index.checkpoint import Checkpointer
 from tombsync.index.files import SIDE_FILES, AgentLock, agent_pid, damage_noted, index_path, note_damage, set_aside
+from tombsync.index.hiding import Hidden
 from tombsync.index.reader import Due, HourRow, MarkerRow, PeerRow, Reader
-from tombsync.index.writer import Hidden, Writer
+from tombsync.index.writer import Writer
 
 __all__ = [
     "SIDE_FILES",

@@ -84,15 +84,14 @@ class Deliveries:
 
     # -- holding ------------------------------------------------------------------------------------------------------
 
-    def hold(self, marker: int, window: tuple[int, int] | None = None) -> None:
+    def hold(self, marker: int, window: tuple[int, int]) -> None:
         """Let the pending deliveries of a marker wait for a person; and those of the mass it belongs to, once.
 
-        `window`: first and last ctime of that mass. Inside of a transaction. The tally does not know the marker yet.
+        `window`: first and last ctime of that mass. Inside of a transaction.
         """
-        self.execute(
-            f"UPDATE delivery SET state = {State.HELD:d} WHERE marker = ? AND state = {State.PENDING:d}", (marker,)
-        )
-        if window is None or window == self._held_window:
+        for peer in self._peers:
+            self._move(peer, [marker], State.PENDING, State.HELD)
+        if window == self._held_window:
             return
         self._held_window = window
         for peer in self._peers:
@@ -100,9 +99,9 @@ class Deliveries:
                 other
                 for (other,) in self.execute(
                     "SELECT d.marker FROM delivery d INDEXED BY delivery_open JOIN marker m ON m.id = d.marker"
-                    f" WHERE d.peer = ? AND d.{IS_OPEN} AND d.state = {State.PENDING:d} AND d.marker != ?"
+                    f" WHERE d.peer = ? AND d.{IS_OPEN} AND d.state = {State.PENDING:d}"
                     " AND m.ctime_ns BETWEEN ? AND ? AND m.sender IS NULL",
-                    (peer, marker, *window),
+                    (peer, *window),
                 )
             ]
             self._move(peer, markers, State.PENDING, State.HELD)

@@ -8,47 +8,18 @@ import json
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
-from tombsync.errors import StateRefused
 from tombsync.index import files
-from tombsync.index.deliveries import Deliveries, Tally
-from tombsync.index.reader import Due
+from tombsync.index.deliveries import Tally
+from tombsync.index.hiding import Hiding
 from tombsync.index.schema import HOUR_BITS, IS_HIDDEN, from_key, hour_id, to_key
-from tombsync.names import EXTENSION, Hour, Kind, Marked, classify
-from tombsync.plan import Breaker, State
-from tombsync.work import Batch, Sight, Sighting, Source
+from tombsync.names import EXTENSION, Hour, Kind, classify
+from tombsync.plan import State
+from tombsync.work import Batch
 
 
-class Hidden(NamedTuple):
-    """What a sighting changed at `at_ns` (wall time). `pushable`: due for every peer; `first`: it was not hidden.
-
-    `held`: its deliveries wait for a person.
-    """
-
-    marker: int
-    sighting: Sighting
-    sight: Sight
-    pushable: bool
-    at_ns: int
-    first: bool = True
-    held: bool = False
-
-    def due(self) -> Due:
-        """Its delivery, to whichever peer, as it was just made."""
-        return Due(
-            self.marker,
-            self.sighting.marked,
-            ever_there=False,
-            ever_confirmed=False,
-            state=State.PENDING,
-            hidden_at_ns=self.at_ns,
-            source=self.sighting.source,
-            origin=self.sighting.origin,
-        )
-
-
-class Writer(Deliveries):
+class Writer(Hiding):
     """Writes the index. Raises IndexDamaged and StateRefused; after either, the transaction has not happened."""
 
     def __init__(self, path: str) -> None:
@@ -105,129 +76,6 @@ class Writer(Deliveries):
                     self.execute("ROLLBACK")
                 self.load()
                 raise
-
-    # -- hiding -------------------------------------------------------------------------------------------------------
-
-    def hide(self, seen: Sequence[tuple[Sighting, Sight]], now_ns: int, breaker: Breaker | None = None) -> list[Hidden]:
-        """Record tombstones; at the commit their segments are hidden. Returns what is new: the first sightings, and
-        those that made an earlier one due for the peers.
-
-        One alone is one autocommitted INSERT whose trigger makes the deliveries. `now_ns` is wall time. What belongs to
-        a mass of marks by `breaker` has its deliveries held, in the same transaction.
-        """
-        if len(seen) == 1 and not _mass_around(breaker, *seen[0]):
-            with files.translated(self.path):
-                hidden = self._hide(*seen[0], now_ns)
-            if hidden:
-                _count_mark(breaker, *seen[0])
-                self._count_all([hidden])
-                return [hidden]
-        news: list[Hidden] = []
-        with self.transaction():
-            for sighting, sight in self._not_known(seen):
-                hidden = self._hide(sighting, sight, now_ns)
-                if hidden:
-                    if window := _mass_around(breaker, sighting, sight):
-                        self.hold(hidden.marker, window)
-                        hidden = hidden._replace(held=True)
-                    _count_mark(breaker, sighting, sight)
-                hidden = hidden or self._seen_again(sighting, sight, now_ns)
-                if hidden:
-                    news.append(hidden)
-        self._count_all(news)
-        return news
-
-    def _not_known(self, seen: Sequence[tuple[Sighting, Sight]]) -> list[tuple[Sighting, Sight]]:
-        """Those of whom the index does not hold all there is: the watcher tells again of all that an inbox brings."""
-        stems: dict[int, list[str]] = {}
-        for sighting, _ in seen:
-            stems.setdefault(self.hour_id(sighting.marked.hour), []).append(sighting.marked.stem)
-        known = {
-            (hour, stem)
-            for hour, group in stems.items()
-            if hour in self._marked_hours
-            for (stem,) in self.execute(
-                "SELECT stem FROM marker WHERE hour = ? AND gen = 0 AND in_tree AND pushable"
-                " AND stem IN (SELECT value FROM json_each(?))",
-                (hour, json.dumps([stem for stem in group if isinstance(to_key(stem), str)])),
-            )
-        }
-        if not known:
-            return list(seen)
-        return [
-            (sighting, sight)
-            for sighting, sight in seen
-            if (self.hour_id(sighting.marked.hour), sighting.marked.stem) not in known
-        ]
-
-    def _hide(self, sighting: Sighting, sight: Sight, now_ns: int) -> Hidden | None:
-        marked = sighting.marked
-        hour, stem, pushable = self.hour_id(marked.hour), to_key(marked.stem), _pushable(marked, sight)
-        self._marked_hours.add(hour)
-        cursor = self.execute(
-            "INSERT OR IGNORE INTO marker (hour, stem, in_tree, pushable, source, hidden_at_ns, ctime_ns, owner_uid,"
-            " sender, origin) VALUES (?, ?, ?, ?, ?, ?, ?, ?, nullif(?, ''), nullif(?, ''))",
-            (
-                hour,
-                stem,
-                sight.ctime_ns is not None or sighting.source is not Source.INBOX,
-                pushable,
-                sighting.source.value,
-                now_ns,
-                sight.ctime_ns,
-                sight.owner_uid,
-                sighting.sender,
-                sighting.origin,
-            ),
-        )
-        return Hidden(cursor.lastrowid or 0, sighting, sight, pushable, now_ns) if cursor.rowcount == 1 else None
-
-    def _seen_again(self, sighting: Sighting, sight: Sight, now_ns: int) -> Hidden | None:
-        """One that is recorded; something where a directory or link of its name made room for a file."""
-        hour, stem = self.hour_id(sighting.marked.hour), to_key(sighting.marked.stem)
-        ((marker, in_tree, was_pushable),) = self.execute(
-            "SELECT id, in_tree, pushable FROM marker WHERE hour = ? AND stem = ? AND gen = 0", (hour, stem)
-        )
-        pushable = not was_pushable and _pushable(sighting.marked, sight)
-        if pushable:
-            # Under a new key, as pushers look for what is new above the newest key that they know.
-            (last,) = self.execute(
-                "UPDATE sqlite_sequence SET seq = seq + 1 WHERE name = 'marker' RETURNING seq"
-            ).fetchone()
-            self.execute(
-                "UPDATE marker SET id = ?, pushable = 1, in_tree = 1, ctime_ns = ?, owner_uid = ? WHERE id = ?",
-                (last, sight.ctime_ns, sight.owner_uid, marker),
-            )
-            self.execute(
-                "INSERT INTO delivery (peer, marker, state) SELECT id, ?, ? FROM peer", (last, int(State.PENDING))
-            )
-            return Hidden(last, sighting, sight, pushable=True, at_ns=now_ns, first=False)
-        if not in_tree and sight.ctime_ns is not None:
-            self.execute("UPDATE marker SET in_tree = 1 WHERE id = ?", (marker,))
-        return None
-
-    def _count_all(self, news: Sequence[Hidden]) -> None:
-        """After the commit. A disk that fails now must not keep the news back: the tally is loaded again later."""
-        try:
-            with files.translated(self.path):
-                for hidden in news:
-                    self._count_hidden(hidden)
-        except StateRefused:
-            self._miscounted = True
-
-    def _count_hidden(self, hidden: Hidden) -> None:
-        if hidden.first:
-            marked = hidden.sighting.marked
-            hour = self.hour_id(marked.hour)
-            (count,) = self.execute(
-                "SELECT count(*) FROM segment WHERE hour = ? AND stem = ?", (hour, to_key(marked.stem))
-            ).fetchone()
-            self.tally.hidden[hour >> HOUR_BITS] += count
-            self.tally.markers += 1
-        if hidden.pushable:
-            state = State.HELD if hidden.held else State.PENDING
-            for peer in self._peers:
-                self.tally.deliveries[peer, state] += 1
 
     # -- batches ------------------------------------------------------------------------------------------------------
 
@@ -349,27 +197,3 @@ class Writer(Deliveries):
     def close(self) -> None:
         """Close the connection; SQLite makes a last checkpoint where nobody else reads."""
         self._connection.close()
-
-
-def _pushable(marked: Marked, sight: Sight) -> bool:
-    # Anything but a file hides here and is nobody else's business; an unsafe name never crosses a border.
-    return sight.regular and not marked.unsafe
-
-
-def _mass_around(breaker: Breaker | None, sighting: Sighting, sight: Sight) -> tuple[int, int] | None:
-    if breaker is None or sight.ctime_ns is None or not _by_hand(sighting, sight):
-        return None
-    return breaker.window(sight.ctime_ns)
-
-
-def _count_mark(breaker: Breaker | None, sighting: Sighting, sight: Sight) -> None:
-    if breaker is not None and sight.ctime_ns is not None and _by_hand(sighting, sight):
-        breaker.count(sight.ctime_ns)
-
-
-def _by_hand(sighting: Sighting, sight: Sight) -> bool:
-    """Whether it may be one of a mass that nobody meant: an empty file in the tree.
-
-    What came by an inbox was meant on another node, and `mark` asks before it makes many, and writes into each.
-    """
-    return sighting.source is not Source.INBOX and not sight.size_bytes
