@@ -105,14 +105,16 @@ def _can_do_nothing(account: str) -> bool:
 def _processes(account: str) -> list[int]:
     """The processes that run as an account: its SFTP sessions."""
     found = find_account(account)
-    pids = []
-    for name in os.listdir("/proc") if found else ():
-        try:
-            if name.isdigit() and found and os.stat(f"/proc/{name}").st_uid == found.pw_uid:
-                pids.append(int(name))
-        except OSError:  # it has just ended
-            pass
-    return pids
+    if found is None:
+        return []
+    return [int(name) for name in os.listdir("/proc") if name.isdigit() and _runs_as(name, found.pw_uid)]
+
+
+def _runs_as(pid: str, uid: int) -> bool:
+    # Not by the owner of what is in /proc: of a process that changed its account, as those of sshd, that is root.
+    facts = dict(line.split(":\t", 1) for line in read_text(f"/proc/{pid}/status").splitlines() if ":\t" in line)
+    ended = facts.get("State", "Z")[0] in "ZX"
+    return not ended and str(uid) in facts.get("Uid", "").split()
 
 
 def _end_processes(account: str) -> None:

@@ -7,6 +7,7 @@ import re
 from importlib.resources import files
 
 from tombsync import errors
+from tombsync.cli.peer.accounts import find_account
 from tombsync.cli.peer.files import read_text, remove_file, replace_file
 from tombsync.cli.peer.mounts import runs_systemd
 from tombsync.cli.peer.steps import Step, run_program
@@ -35,26 +36,35 @@ def drop_in(jail: str) -> str:
     return text.replace(f"ChrootDirectory {InboxSettings().jail}\n", f"ChrootDirectory {_quoted(jail)}\n")
 
 
+def is_in_place(jail: str) -> bool:
+    """Whether the drop-in is there as it should be."""
+    return read_text(DROP_IN) == drop_in(jail)
+
+
 def drop_in_step(jail: str) -> Step:
     """Put the drop-in in place, have sshd check it, and reload sshd where systemd runs."""
     text = drop_in(jail)
     shown = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     then = "and reload sshd" if runs_systemd() else "which sshd takes up when it is reloaded"
-    return Step(f"write {DROP_IN}, {then}", lambda: read_text(DROP_IN) == text, lambda: _put(text), shown)
+    return Step(f"write {DROP_IN}, {then}", lambda: is_in_place(jail), lambda: _put(text), shown)
 
 
 def jailed_step(account: str, jail: str) -> Step:
-    """Ask sshd what counts for a sender's account."""
+    """Ask sshd what counts for a sender's account, once there is one and the drop-in."""
     return Step(
         f"check that sshd jails {account}",
-        lambda: _looseness(account, jail) is None,
+        lambda: not (find_account(account) and is_in_place(jail)) or _looseness(account, jail) is None,
         lambda: _require_jailed(account, jail),
     )
 
 
 def _quoted(jail: str) -> str:
-    plain = jail.replace("%", "%%")
+    plain = _escaped(jail)
     return plain if re.fullmatch(r"[\w./%-]+", plain) else f'"{plain}"'
+
+
+def _escaped(jail: str) -> str:
+    return jail.replace("%", "%%")  # it begins a token there
 
 
 def _put(text: str) -> None:
@@ -103,7 +113,7 @@ def _looseness(account: str, jail: str) -> tuple[str, str] | None:
     for line in said.splitlines():
         key, _, value = line.partition(" ")
         found.setdefault(key, value)
-    for key, wanted in {"chrootdirectory": jail, **_WANTED}.items():
+    for key, wanted in {"chrootdirectory": _escaped(jail), **_WANTED}.items():
         if found.get(key) != wanted:
             return (
                 f"{key} is {found.get(key, 'not set')}",
