@@ -239,7 +239,10 @@ def test_a_tree_that_peers_cannot_enter_is_told(machine: Machine, key: Path) -> 
 @pytest.mark.parametrize("jail", ["/srv/a b", "/srv/deep/er/100%"])
 def test_the_jail_can_be_elsewhere(machine: Machine, key: Path, jail: str) -> None:
     machine.write_settings(f'[inbox]\njail = "{jail}"\n')
-    add(machine, key)
+    words = [sys.executable, "-m", "tombsync", "peer", "add", "node-b", "--key", str(key)]
+    machine.run("sh", "-c", 'umask 077; exec "$@"', "sh", *words)
+    for made in (jail, f"{jail}/..", f"{jail}/segments", "/etc/ssh/tombsync-peers"):
+        assert machine.path(made).stat().st_mode & 0o005 == 0o005  # for the agent to pass through
     machine.start_sshd()
     private = key.with_suffix("")
     transport = paramiko.Transport(("127.0.0.1", machine.port))

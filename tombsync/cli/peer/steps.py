@@ -58,6 +58,7 @@ def carry_out(
 
     `notes`: what the person has to know or do afterwards, asked when everything is done and something was.
     """
+    os.umask(0o022)  # what is made here is for other accounts to read, however careful root's shell is
     changed: list[Step] = []
     error: errors.TombsyncError | None = None
     for step in steps:
