@@ -1045,6 +1045,7 @@ SETTINGS_COMMANDS = [
     ("rescan",),
     ("adopt-root",),
     ("peer", "test", "b"),
+    ("peer", "show"),
 ]
 
 
@@ -1129,6 +1130,7 @@ NASTY: list[str | bytes] = [
         ("tombstones", "--channel", "{}"),
         ("tombstones", "--limit", "{}"),
         ("peer", "test", "{}"),
+        ("peer", "show", "{}"),
         ("check", "--no-network", "{}"),
         ("status", "--config", "{}"),
         ("ls", "--root", "{}"),

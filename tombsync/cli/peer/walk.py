@@ -1,4 +1,4 @@
-"""`tombsync peer …`: look after the peers of this node."""
+"""`tombsync peer test`: walk the way to a peer and say where it fails."""
 
 from __future__ import annotations
 
@@ -11,17 +11,7 @@ from tombsync.cli.common import Place, json_option, place_options, say, say_json
 from tombsync.config import PeerSettings, Settings
 
 
-@click.group()
-def peer() -> None:
-    """Look after the peers of this node.
-
-    \b
-    Example
-      tombsync peer test node-b
-    """
-
-
-@peer.command("test")
+@click.command("test")
 @click.argument("name")
 @place_options
 @json_option
