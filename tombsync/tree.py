@@ -12,12 +12,13 @@ import os
 import stat
 import sys
 import uuid
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 
 from tombsync.errors import RootMissing, RootNotBelieved, TreeRefused
-from tombsync.names import OWN_DIRECTORY, Marked, is_hour, tombstone_name
+from tombsync.names import OWN_DIRECTORY, Marked, hour_number, is_hour, tombstone_name
 from tombsync.work import Sight
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -288,23 +289,35 @@ def directory_names(root_fd: int, *parts: str, links: list[str] | None = None) -
 
     Names of links are added to `links`. Where they lead is not looked at: it may be a loop, or a disk that hangs.
     """
+    return list(_directories(root_fd, parts, links))
+
+
+def hour_numbers(root_fd: int, channel: str, quality: str, *, links: list[str] | None = None) -> array[int]:
+    """The hours of one channel and quality, newest first, as `names.hour_number`; `links` as in `directory_names`.
+
+    They are kept as integers, and each name is parsed once: 100,000 of them are listed at each start and each rescan
+    (benchmarks/idle.py).
+    """
+    names = _directories(root_fd, (channel, quality), links)
+    return array("q", sorted((hour_number(name) for name in names if is_hour(name)), reverse=True))
+
+
+def _directories(root_fd: int, parts: Sequence[str], links: list[str] | None) -> Iterator[str]:
     try:
         fd = open_below(root_fd, *parts)
     except OSError as exc:
         if exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES):
-            return []
+            return
         raise
     try:
-        names = []
         with os.scandir(fd) as entries:
             for entry in entries:
                 if entry.name[0] == ".":
                     continue
                 if entry.is_dir(follow_symlinks=False):
-                    names.append(entry.name)
+                    yield entry.name
                 elif links is not None and entry.is_symlink():
                     links.append(entry.name)
-        return names
     finally:
         os.close(fd)
 
@@ -317,6 +330,21 @@ def is_own_mount(root_fd: int, *parts: str) -> bool | None:
         return None
     try:
         return os.fstat(fd).st_dev != os.fstat(root_fd).st_dev
+    finally:
+        os.close(fd)
+
+
+def names_in_place(path: str) -> list[str]:
+    """List a directory that is still there afterwards: what is made in one that was moved away is nobody's here.
+
+    Raises OSError.
+    """
+    fd = os.open(path, _DIRECTORY)
+    try:
+        names = os.listdir(fd)
+        if not os.path.samestat(os.fstat(fd), os.lstat(path)):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        return names
     finally:
         os.close(fd)
 
