@@ -17,7 +17,7 @@ from tombsync.metrics import Metrics
 from tombsync.names import Marked, printable
 from tombsync.plan import Breaker
 from tombsync.tree import Tree
-from tombsync.work import WAIT_S, Batch, Mailbox, Sight, Sighting, Source
+from tombsync.work import IDLE_WAIT_S, WAIT_S, Batch, Mailbox, Sight, Sighting, Source
 
 TELL_OF_MASS_INTERVAL_S = 60.0
 MISSED_AFTER_S = 1.0  # a rescan can list a tombstone a moment before its event is read
@@ -39,9 +39,10 @@ class Intake:
         on_news: Callable[[Sequence[Hidden]], None],
         watch_answers: Callable[[], bool],
         breaker: Breaker,
+        on_written: Callable[[], None] = lambda: None,
     ) -> None:
         """`on_news` is told what is to be delivered, right after its commit; `watch_answers` tells whether a tombstone
-        seen first by a rescan was missed by the watcher.
+        seen first by a rescan was missed by the watcher; `on_written`: the index's log has more to move.
         """
         self._tree = tree
         self._writer = writer
@@ -52,6 +53,7 @@ class Intake:
         self._watch_answers = watch_answers
         self._breaker = breaker
         self._told_of_mass_at = 0.0  # monotonic: of a mass of marks, last
+        self._on_written = on_written
         self._hide_seconds = {source: metrics.hide_seconds.labels(source.value) for source in Source}
         self._stuck: list[Sighting] | list[Batch] = []
         self._told_of_refusal = False
@@ -60,7 +62,7 @@ class Intake:
 
     def loop(self, now: float) -> None:
         """Write one transaction. Raises IndexDamaged."""
-        work = self._stuck or self._mailbox.take(WAIT_S)
+        work = self._stuck or self._mailbox.take(WAIT_S if self._unwatched else IDLE_WAIT_S)
         if self._unwatched:
             self._count_missed(now)
         if not work:
@@ -75,6 +77,7 @@ class Intake:
         else:
             self._stuck = []
             self._told_of_refusal = False
+            self._on_written()
 
     def _refused(self, work: list[Sighting] | list[Batch], exc: StateRefused) -> None:
         # A full disk: nothing is lost, as what was seen stays here and the tombstones stay in the tree.

@@ -24,7 +24,9 @@ BULK_WAITS_ABOVE_ROWS = 4_000  # 20 transactions: enough to keep the writer busy
 # costs it 7 us instead of 2 (first index: benchmarks/rescan.py).
 BULK_GOES_ON_AT_ROWS = 400
 BULK_REFUSED_ABOVE_ROWS = 400_000  # the watcher never waits; past this it asks for a rescan instead
-WAIT_S = 1.0  # no wait of a worker is longer, so that beats and stops are prompt
+WAIT_S = 1.0  # no wait of a worker for what nobody tells it is longer
+# Nor of one that is woken for all it does: waking an idle thread to do nothing costs 0.2 ms (benchmarks/idle.py).
+IDLE_WAIT_S = 5.0
 
 
 class Source(StrEnum):

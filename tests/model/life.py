@@ -207,6 +207,7 @@ class Life:
             )
             for name, link in node.links.items()
         }
+        self.checkpointer = Checkpointer(path)
         self.intake = Intake(
             tree=ground,
             writer=self.writer,
@@ -216,8 +217,8 @@ class Life:
             on_news=self._offer,
             watch_answers=self.rescan.first_done.is_set,
             breaker=Breaker(1_000_000),
+            on_written=self.checkpointer.note_written,
         )
-        self.checkpointer = Checkpointer(path)
         self.reader = Reader(path)
         self.raw = sqlite3.connect(path, isolation_level=None)
         self._raw_version: int | None = None

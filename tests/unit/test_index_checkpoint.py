@@ -55,12 +55,18 @@ def write_pages(writer: Writer, count: int) -> None:
         )
 
 
+def turn(checkpointer: Checkpointer) -> None:
+    """One turn, after something was written."""
+    checkpointer.note_written()
+    checkpointer.loop(0.0)
+
+
 def test_what_was_written_moves_into_the_file(path: Path, writer: Writer, checkpointer: Checkpointer) -> None:
     add(writer, HOUR, "one.ts")
     size = path.stat().st_size
     write_pages(writer, 1_000)
     assert path.stat().st_size == size  # the writer never does it
-    checkpointer.loop(0.0)
+    turn(checkpointer)
     assert path.stat().st_size > 1_000 * 4096
     # Written again from its start: nothing of the log is needed any more.
     before = log(path).stat().st_size
@@ -85,12 +91,12 @@ def test_a_reader_in_the_way_is_no_error_and_the_log_begins_again_after_it(
         connection.execute("BEGIN")
         assert connection.execute("SELECT count(*) FROM ballast").fetchone() == (10,)
         write_pages(writer, 100)
-        checkpointer.loop(0.0)
+        turn(checkpointer)
         small = log(path).stat().st_size
         write_pages(writer, 100)
         assert log(path).stat().st_size > small
         assert connection.execute("SELECT count(*) FROM ballast").fetchone() == (10,)
-    checkpointer.loop(0.0)
+    turn(checkpointer)
     size = log(path).stat().st_size
     write_pages(writer, 100)
     assert log(path).stat().st_size == size
@@ -104,11 +110,11 @@ def test_past_its_limit_the_log_is_worth_waiting_for_a_reader(
     with database(path) as connection:
         connection.execute("BEGIN")
         assert connection.execute("SELECT count(*) FROM ballast").fetchone() == (RESTART_ABOVE_PAGES + 100,)
-        checkpointer.loop(0.0)
+        turn(checkpointer)
         started = time.monotonic()
-        checkpointer.loop(0.0)  # there is nothing left to be moved
+        turn(checkpointer)  # there is nothing left to be moved
         assert time.monotonic() - started >= 0.05  # no upper bound: it did wait
-    checkpointer.loop(0.0)
+    turn(checkpointer)
     size = log(path).stat().st_size
     assert size > RESTART_ABOVE_PAGES * FRAME_BYTES
     write_pages(writer, 1_000)
@@ -119,19 +125,19 @@ def test_a_disk_without_room_is_told_once_and_tried_again(
     path: Path, writer: Writer, checkpointer: Checkpointer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The log keeps everything meanwhile."""
-    checkpointer.loop(0.0)
+    turn(checkpointer)
     write_pages(writer, 100)
     size, before = path.stat().st_size, resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
         for _ in range(3):
-            checkpointer.loop(0.0)
+            turn(checkpointer)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert len(caplog.records) == 1
     assert path.stat().st_size == size
     assert not damage_noted(str(path))
-    checkpointer.loop(0.0)
+    turn(checkpointer)
     assert path.stat().st_size > size
     assert query(path, "SELECT count(*) FROM ballast") == [(100,)]
     assert len(caplog.records) == 1
@@ -140,9 +146,9 @@ def test_a_disk_without_room_is_told_once_and_tried_again(
 def test_hiding_goes_on_in_between(path: Path, writer: Writer, checkpointer: Checkpointer) -> None:
     for number in range(20):
         add(writer, HOUR, f"{number}.ts")
-        checkpointer.loop(0.0)
+        turn(checkpointer)
         assert len(hide(writer, HOUR, f"{number}")) == 1
-        checkpointer.loop(0.0)
+        turn(checkpointer)
     reader = Reader(str(path))
     assert reader.totals() == (1, 20, 20, 20)
     reader.close()
@@ -153,8 +159,8 @@ def test_a_turn_beside_a_transaction_is_no_error(path: Path, writer: Writer, che
     write_pages(writer, RESTART_ABOVE_PAGES + 100)
     with writer.transaction():
         writer.execute("DELETE FROM ballast")
-        checkpointer.loop(0.0)
-    checkpointer.loop(0.0)
+        turn(checkpointer)
+    turn(checkpointer)
     assert query(path, "SELECT count(*) FROM ballast") == [(0,)]
 
 
@@ -181,3 +187,19 @@ def test_a_missing_index_is_refused(path: Path) -> None:
 def test_one_that_never_had_a_turn_is_closed_too(path: Path) -> None:
     Checkpointer(str(path)).close()
     assert not path.exists()
+
+
+def test_where_nothing_was_written_nothing_is_done(path: Path, writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An idle agent would look twice a second for ever."""
+    monkeypatch.setattr("tombsync.index.checkpoint.IDLE_WAIT_S", 0.0)
+    monkeypatch.setattr("tombsync.index.checkpoint.CHECKPOINT_INTERVAL_S", 0.0)
+    checkpointer = Checkpointer(str(path))
+    checkpointer.loop(0.0)
+    write_pages(writer, 10)
+    size = path.stat().st_size
+    checkpointer.loop(0.0)
+    assert path.stat().st_size == size
+    checkpointer.note_written()
+    checkpointer.loop(0.0)
+    assert path.stat().st_size > size
+    checkpointer.close()

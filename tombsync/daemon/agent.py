@@ -50,7 +50,8 @@ STOP_TIMEOUT_S = 4.0  # all threads together; what is cut short is done again af
 # A worker in a Python loop holds up every other thread for so long at most (stock: 5 ms). Measured by
 # benchmarks/hide.py beside a rescan: 0.5 ms gave hides of 3 and 9 ms (p50, p99), 0.1 ms gave 1.0 and 1.6.
 SWITCH_INTERVAL_S = 0.0001
-_LOOK_S = 0.5
+_LOOK_S = 2.0  # between two looks at the workers and the index; what must be prompt sets `_attention`
+_LOOK_FOR_READY_S = 0.5
 _FILESYSTEM_FULL_INTERVAL_S = 3600  # where writes from elsewhere raise no events
 
 
@@ -124,6 +125,7 @@ class Agent:
             on_missed=watch.walk_again,
             accept_lost=lambda: take_adoption(settings.state_dir),
         )
+        checkpointer = Checkpointer(path)
         intake = Intake(
             tree=tree,
             writer=writer,
@@ -133,6 +135,7 @@ class Agent:
             on_news=self._offer,
             watch_answers=rescan.first_done.is_set,
             breaker=Breaker(settings.breaker.most_per_minute),
+            on_written=checkpointer.note_written,
         )
         self._make_pushers(writer, path, mailbox, audit, metrics, guard.believed)
         inbox = make_inbox(
@@ -158,7 +161,6 @@ class Agent:
         server = WebServer(app, settings.http.listen)
         server.start()
         stack.callback(server.close)
-        checkpointer = Checkpointer(path)
         stack.callback(checkpointer.close)
         stack.callback(self._stop_workers, watch, rescan, mailbox)
         workers: list[Worker] = [checkpointer, intake, *self._pushers, guard]
@@ -261,7 +263,7 @@ class Agent:
     def _supervise(self, rescan: Rescan, server: WebServer, audit: Audit, requests: Requests) -> None:
         told_ready = False
         while True:
-            self._attention.wait(_LOOK_S)
+            self._attention.wait(_LOOK_S if told_ready else _LOOK_FOR_READY_S)
             if self._stopping:
                 audit.record(Event.STOPPING, "the agent was asked to stop")
                 return

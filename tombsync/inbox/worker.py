@@ -26,7 +26,7 @@ from tombsync.index import Facts, Reader
 from tombsync.metrics import Metrics
 from tombsync.names import Canary, Hour, Marked, Offer, printable
 from tombsync.tree import Tree
-from tombsync.work import TRANSACTION_ROWS, WAIT_S, Flush, Mailbox, Sighting, Source
+from tombsync.work import IDLE_WAIT_S, TRANSACTION_ROWS, WAIT_S, Flush, Mailbox, Sighting, Source
 
 # Names of one inbox in one turn. Each hour directory among them is synced once, so more are cheaper each; the other
 # inboxes wait for some 100 ms (benchmarks/inbox.py).
@@ -135,7 +135,7 @@ class Inbox:
                 self._visit(root_fd, box, now)
                 return
         next_at = min((box.next_at() for box in self.boxes), default=_NEVER)
-        self._wait(max(0.0, min(WAIT_S, next_at - now)))
+        self._wait(max(0.0, min(IDLE_WAIT_S, next_at - now)))
 
     def _wait(self, timeout_s: float) -> None:
         poller = select.poll()

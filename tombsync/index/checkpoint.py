@@ -8,6 +8,7 @@ import threading
 
 from tombsync.errors import StateRefused
 from tombsync.index import files
+from tombsync.work import IDLE_WAIT_S
 
 log = logging.getLogger(__name__)
 
@@ -25,26 +26,38 @@ class Checkpointer:
         self._path = path
         self._connection: sqlite3.Connection | None = None  # made by the worker's own thread
         self._told_of_refusal = False
+        self._written = threading.Event()  # there may be something to move
+        self._written.set()
         self._woken = threading.Event()
 
     def loop(self, now: float) -> None:
         """One checkpoint where something was written. Raises IndexDamaged, and StateRefused where none can begin."""
+        if not self._written.wait(IDLE_WAIT_S):
+            return
         self._woken.wait(CHECKPOINT_INTERVAL_S)
         if self._connection is None:
             self._connection = files.open_for_checkpoints(self._path)
         try:
             with files.translated(self._path):
-                _checkpoint(self._connection)
+                self._written.clear()  # before it: what is written meanwhile is told again
+                if not _checkpoint(self._connection):
+                    self._written.set()
         except StateRefused as exc:  # a full disk: the log keeps everything, and grows for as long as it can
+            self._written.set()
             if not self._told_of_refusal:
                 self._told_of_refusal = True
                 log.warning("the index's log cannot be moved into its file, and it is tried again: %s", exc)
         else:
             self._told_of_refusal = False
 
+    def note_written(self) -> None:
+        """Something was written; from any thread."""
+        self._written.set()
+
     def wake(self) -> None:
-        """End the wait of a turn."""
+        """End the waits of this turn and of all to come."""
         self._woken.set()
+        self._written.set()
 
     def close(self) -> None:
         """Close the connection, after the thread has ended."""
@@ -52,11 +65,14 @@ class Checkpointer:
             self._connection.close()
 
 
-def _checkpoint(connection: sqlite3.Connection) -> None:
+def _checkpoint(connection: sqlite3.Connection) -> bool:
+    """Move what can be moved; whether that was all."""
     try:
-        _, pages, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        _, pages, moved = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         if pages > RESTART_ABOVE_PAGES:
             connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+        return bool(moved == pages)
     except sqlite3.OperationalError as exc:
         if exc.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             raise
+        return False

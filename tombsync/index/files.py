@@ -105,7 +105,6 @@ def open_for_writing(path: str) -> sqlite3.Connection:
             connection.execute("PRAGMA synchronous=NORMAL")
             connection.execute("PRAGMA wal_autocheckpoint=0")  # a checkpoint's fsync must not fall into a hide
             connection.execute("PRAGMA temp_store=MEMORY")
-            connection.execute("PRAGMA cache_size=-8000")
             migrate(connection)
             for table in ("meta", "place", "hour", "segment", "marker", "peer", "delivery"):
                 connection.execute(f"SELECT * FROM {table} LIMIT 1").fetchone()

@@ -155,6 +155,20 @@ class Reader:
         rows = self._all(f"SELECT {_HOUR_COLUMNS} FROM hour WHERE id BETWEEN ? AND ?", (first + least, last))
         return [HourRow(row[0] - first, *row[1:]) for row in rows]
 
+    def settled_mtimes(self, place: int, *, below: int | None, least: int) -> dict[int, int | None]:
+        """The same hours by number: the mtime of each that is settled, None of the others.
+
+        Two columns and no object a row: an interval rescan needs no more (benchmarks/rescan.py).
+        """
+        first, last = place_range(place)
+        last = last if below is None else first + below - 1
+        return dict(
+            self._all(
+                "SELECT id - ?1, iif(settled, mtime_ns, NULL) FROM hour WHERE id BETWEEN ?1 + ?2 AND ?3",
+                (first, least, last),
+            )
+        )
+
     def unsettled(self, *, below: int | None, limit: int) -> list[tuple[int, Hour, HourRow]]:
         """Hours whose listing does not count yet, as (key, hour, row), by falling key."""
         rows = self._all(

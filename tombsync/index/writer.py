@@ -13,7 +13,7 @@ from typing import Any
 from tombsync.index import files
 from tombsync.index.deliveries import Tally
 from tombsync.index.hiding import Hiding
-from tombsync.index.schema import HOUR_BITS, IS_HIDDEN, from_key, hour_id, to_key
+from tombsync.index.schema import HOUR_BITS, IS_HIDDEN, from_key, hour_id, place_range, to_key
 from tombsync.names import EXTENSION, Hour, Kind, classify
 from tombsync.plan import State
 from tombsync.work import Batch
@@ -33,6 +33,8 @@ class Writer(Hiding):
         try:
             with files.translated(self.path):
                 self.load()
+                # Only now, or the counting would fill it with pages that nobody asks for again (benchmarks/idle.py).
+                self.execute("PRAGMA cache_size=-8000")
         except BaseException:
             # Not left to the garbage collector: the file is about to be set aside, and another made in its place.
             self._connection.close()
@@ -47,10 +49,11 @@ class Writer(Hiding):
         self._peers = [i for (i,) in self.execute("SELECT id FROM peer")]
         self._marked_hours = {hour for (hour,) in self.execute("SELECT DISTINCT hour FROM marker")}
         tally = Tally()
-        for place, total, hidden in self.execute(
-            f"SELECT id >> {HOUR_BITS}, sum(files), sum(hidden) FROM hour GROUP BY 1"
-        ):
-            tally.files[place], tally.hidden[place] = total, hidden
+        for place in self._places.values():  # not GROUP BY, which sorts all hours in memory
+            tally.files[place], tally.hidden[place] = self.execute(
+                "SELECT coalesce(sum(files), 0), coalesce(sum(hidden), 0) FROM hour WHERE id BETWEEN ? AND ?",
+                place_range(place),
+            ).fetchone()
         (tally.markers,) = self.execute("SELECT count(*) FROM marker").fetchone()
         for peer, state, count in self.execute("SELECT peer, state, count(*) FROM delivery GROUP BY 1, 2"):
             tally.deliveries[peer, State(state)] = count

@@ -20,7 +20,7 @@ from tombsync.names import printable
 from tombsync.peers import Answer, Connector, HostKeyHalt, Session
 from tombsync.plan import State
 from tombsync.push.queue import Queue
-from tombsync.work import TRANSACTION_ROWS, WAIT_S, Mailbox
+from tombsync.work import IDLE_WAIT_S, TRANSACTION_ROWS, WAIT_S, Mailbox
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,6 @@ CANARY_LOST_AFTER_S = 150.0  # two in a row failed: a broken way is told within 
 PING_INTERVAL_S = 30.0  # an idle session is asked something, so that a dead peer shows although nobody marks
 _MANY = 64  # of a catch-up in flight: its answers are taken together, those of some ms (benchmarks/catchup.py)
 _GATHER_MS = 2
-_IDLE_WAIT_S = 5.0  # of a session without work: ten of them must cost nothing (benchmarks/idle.py)
 
 
 class Pusher:
@@ -171,7 +170,7 @@ class Pusher:
     def _patience(self, session: Session, now: float) -> float:
         if session.outstanding:
             return min(WAIT_S, session.due_in_s())
-        return 0.0 if self._queue.waiting else min(_IDLE_WAIT_S, self._queue.until(now))
+        return 0.0 if self._queue.waiting else min(IDLE_WAIT_S, self._queue.until(now))
 
     def _wait(self, timeout_s: float) -> None:
         many = self._session is not None and self._session.outstanding > _MANY

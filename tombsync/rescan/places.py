@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tombsync import plan
 from tombsync.audit import Audit, Event
 from tombsync.errors import RootMissing
-from tombsync.index import HourRow, PlaceMount, Reader
-from tombsync.names import Hour, hour_number, hour_text, is_hour, printable
-from tombsync.tree import Tree, directory_names, is_own_mount, open_below
+from tombsync.index import PlaceMount, Reader
+from tombsync.names import Hour, hour_text, is_hour, printable
+from tombsync.tree import Tree, directory_names, hour_numbers, is_own_mount, open_below
 from tombsync.work import Mailbox
 
 log = logging.getLogger(__name__)
@@ -70,18 +70,18 @@ class Places:
         links: list[str] = []
         with self._tree.open_believed(self._identity) as root_fd:
             try:
-                names = self._tree.hours(root_fd, *place, links=links)
+                numbers = hour_numbers(root_fd, *place, links=links)
             except OSError as exc:
                 self._cannot_list("/".join(place), exc)
                 return None
             own_mount = is_own_mount(root_fd, *place)
         self._tell_links([name for name in links if is_hour(name)], *place)
-        if names and own_mount is not None and own_mount != self._was_own_mount(place):
+        if numbers and own_mount is not None and own_mount != self._was_own_mount(place):
             self._mailbox.put_bulk(PlaceMount(Hour(*place, 0), own_mount))
-        return array("q", sorted((hour_number(name) for name in names), reverse=True))
+        return numbers
 
-    def changed(self, place: PlaceName, numbers: Sequence[int], rows: dict[int, HourRow]) -> list[int]:
-        """Of these hours, those whose directory is not as it was when it settled."""
+    def changed(self, place: PlaceName, numbers: Sequence[int], mtimes: Mapping[int, int | None]) -> list[int]:
+        """Of these hours, those whose directory is not as it was when it settled, with that mtime."""
         changed = []
         with self._tree.open_believed(self._identity) as root_fd:
             try:
@@ -90,8 +90,8 @@ class Places:
                 return []
             try:
                 for number in numbers:
-                    row = rows.get(number)
-                    if row is None or not row.settled or _mtime_ns(place_fd, hour_text(number)) != row.mtime_ns:
+                    mtime_ns = mtimes.get(number)
+                    if mtime_ns is None or _mtime_ns(place_fd, hour_text(number)) != mtime_ns:
                         changed.append(number)
             finally:
                 os.close(place_fd)

@@ -28,7 +28,7 @@ from tombsync.names import Hour
 from tombsync.rescan.hours import HourVisitor, PassState
 from tombsync.rescan.places import PlaceName, Places
 from tombsync.tree import Tree
-from tombsync.work import WAIT_S, Flush, Mailbox
+from tombsync.work import IDLE_WAIT_S, WAIT_S, Flush, Mailbox
 
 log = logging.getLogger(__name__)
 
@@ -162,7 +162,7 @@ class Rescan:
             if self._pass is None:
                 kind = self._next_kind(now)
                 if kind is None:
-                    self._wait(min(WAIT_S, max(0.0, self._next_at() - now)))
+                    self._wait(min(IDLE_WAIT_S, max(0.0, self._next_at() - now)))
                     return
                 self._pass = self._run(visitor, kind, now)
             while time.monotonic() - now < _SLICE_S:
@@ -355,10 +355,7 @@ class Rescan:
             for start in range(0, max(1, len(numbers)), _CHUNK_HOURS):
                 chunk = numbers[start : start + _CHUNK_HOURS]
                 least = chunk[-1] if start + _CHUNK_HOURS < len(numbers) else 0
-                rows = (
-                    {} if key is None else {r.number: r for r in self._reader.hour_rows(key, below=below, least=least)}
-                )
-                for visited in self._compare_hours(visitor, kind, place, chunk, rows):
+                for visited in self._compare_hours(visitor, kind, place, chunk, key=key, below=below, least=least):
                     self._tell_progress(Progress(kind, done + visited, total, started_ns))
                     yield
                 below = least
@@ -370,18 +367,26 @@ class Rescan:
         kind: RescanKind,
         place: PlaceName,
         numbers: Sequence[int],
-        rows: dict[int, HourRow],
+        *,
+        key: int | None,
+        below: int | None,
+        least: int,
     ) -> Iterator[int]:
         """Compare some hours of a place with the rows of the same range; yields how many are done."""
-        if any(number not in rows for number in numbers):
+        mtimes = {} if key is None else self._reader.settled_mtimes(key, below=below, least=least)
+        gone = mtimes.keys() - numbers
+        if len(mtimes) - len(gone) < len(numbers):
             self._found()  # hours that nobody told of may have no watch
-        to_visit = numbers if kind is RescanKind.FULL else self._places.changed(place, numbers, rows)
+        to_visit = numbers if kind is RescanKind.FULL else self._places.changed(place, numbers, mtimes)
+        rows: dict[int, HourRow] = {}
+        if key is not None and (to_visit or gone):
+            rows = {row.number: row for row in self._reader.hour_rows(key, below=below, least=least)}
         done = len(numbers) - len(to_visit)
         yield done
         for number in to_visit:
             visitor.visit(Hour(*place, number), rows.get(number), self._state)
             done += 1
             yield done
-        for number in rows.keys() - set(numbers):  # whether it is gone, or cannot be read, the visit finds out
-            visitor.visit(Hour(*place, number), rows[number], self._state)
+        for number in gone:  # or it cannot be read: the visit finds out
+            visitor.visit(Hour(*place, number), rows.get(number), self._state)
             yield done

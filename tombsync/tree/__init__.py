@@ -4,7 +4,15 @@ Nothing in here opens a segment, and nothing follows a symlink below ROOT: each 
 one before with O_NOFOLLOW. No descriptor is kept between calls, as one would keep the file system from being unmounted.
 """
 
-from tombsync.tree.directories import create_empty, directory_names, identities, is_own_mount, open_below
+from tombsync.tree.directories import (
+    create_empty,
+    directory_names,
+    hour_numbers,
+    identities,
+    is_own_mount,
+    names_in_place,
+    open_below,
+)
 from tombsync.tree.listing import Listing
 from tombsync.tree.tree import Tree
 
@@ -13,7 +21,9 @@ __all__ = [
     "Tree",
     "create_empty",
     "directory_names",
+    "hour_numbers",
     "identities",
     "is_own_mount",
+    "names_in_place",
     "open_below",
 ]

@@ -12,14 +12,13 @@ from __future__ import annotations
 import errno
 import heapq
 import logging
-import os
 import threading
 import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
 
 from inotify_simple import INotify, flags
 from watchdog.events import FileSystemEvent
@@ -27,8 +26,8 @@ from watchdog.observers.api import EventEmitter, EventQueue, ObservedWatch
 
 from tombsync import precedence
 from tombsync.errors import RootMissing, RootNotBelieved, WatchRefused
-from tombsync.names import Hour, Kind, Marked, classify, hour_number, is_hour
-from tombsync.tree import Tree, directory_names
+from tombsync.names import Hour, Kind, Marked, classify, hour_number, hour_text, is_hour
+from tombsync.tree import Tree, directory_names, hour_numbers, names_in_place
 from tombsync.work import Sighting, Source
 
 log = logging.getLogger(__name__)
@@ -40,7 +39,7 @@ _MASK = (
 _APPEARED = flags.CREATE | flags.MOVED_TO
 _LEFT = flags.DELETE | flags.MOVED_FROM
 READ_TIMEOUT_S = 1.0  # how long a stop may wait for the emitter
-_HEARTBEAT_S = 2.0  # sent through the whole chain, as a dispatcher can end in silence while its emitter lives
+_HEARTBEAT_S = 5.0  # sent through the whole chain, as a dispatcher can end in silence while its emitter lives
 _WALK_STEP = 256  # watches added between two looks at the queue, about 1 ms
 _ENTER_AT_ONCE = 32  # hours of a place that appears; more are left to a walk, as listing an hour takes 1 ms or more
 # The limit of this user namespace, and that of the machine: the smaller one counts.
@@ -48,6 +47,7 @@ _LIMITS = ("/proc/sys/fs/inotify/max_user_watches", "/proc/sys/user/max_inotify_
 _NUMBER_BITS = 27  # of an entry in the array: the hour; above it the place's position in `_places`
 _NUMBER_MASK = (1 << _NUMBER_BITS) - 1
 _UNUSED = -1
+_Found = TypeVar("_Found")
 
 
 @dataclass(eq=False)
@@ -244,14 +244,17 @@ class HourEmitter(EventEmitter):
 
     def _below(self, *parts: str) -> list[str]:
         """The directories in one of the tree, newest first; [] where it is gone or the tree is not the known one."""
+        return sorted(self._look(directory_names, parts) or (), reverse=True)
+
+    def _look(self, listing: Callable[..., _Found], parts: Sequence[str]) -> _Found | None:
         try:
             with self._tree.open_believed(self._identity) as root_fd:
-                return sorted(directory_names(root_fd, *parts), reverse=True)
+                return listing(root_fd, *parts)
         except (RootMissing, RootNotBelieved):
             self._changes.root_disturbed = True
         except OSError as exc:  # a disk's fault: the rest of the tree is watched all the same
             self._changes.unwatchable.append(("/".join((self._tree.root, *parts)), exc.strerror or ""))
-        return []
+        return None
 
     def _walk_tree(self, *, first: bool) -> Iterator[None]:
         """Watch everything that is there, newest hours first; yields between steps.
@@ -268,17 +271,17 @@ class HourEmitter(EventEmitter):
                     yield
         numbers = []
         for place in places:
-            if found := [hour_number(name) for name in self._below(*place) if is_hour(name)]:
-                number = self._place_number(*place)
-                numbers.append(array("q", (n << 20 | number for n in found)))
+            if found := self._look(hour_numbers, place):
+                position = self._place_number(*place)
+                numbers.append(array("q", (number << 20 | position for number in found)))
             yield
         for step, key in enumerate(heapq.merge(*numbers, reverse=True)):
-            hour = Hour(*self._places[key & 0xFFFFF], key >> 20)
-            watched = self._add((hour.channel, hour.quality, hour.text))
+            position, number = key & 0xFFFFF, key >> 20
+            watched = self._add_hour(position, number)
             if watched is _Watched.NOT and self._no_room:
                 return  # the rest is older still, and left to the rescan
             if not first and watched is _Watched.NEWLY:
-                self._list(hour)
+                self._list(Hour(*self._places[position], number))
                 yield
             elif step % _WALK_STEP == 0:
                 yield
@@ -287,10 +290,12 @@ class HourEmitter(EventEmitter):
         """A directory appeared: watch it, and only then look what it holds already."""
         if parts[-1].startswith(".") or (len(parts) == 3 and not is_hour(parts[2])):
             return
-        if self._add(parts) is _Watched.NOT:
-            return
         if len(parts) == 3:
-            self._list(Hour(parts[0], parts[1], hour_number(parts[2])))
+            number = hour_number(parts[2])
+            if self._add_hour(self._place_number(parts[0], parts[1]), number) is not _Watched.NOT:
+                self._list(Hour(parts[0], parts[1], number))
+            return
+        if self._add(parts) is _Watched.NOT:
             return
         below = self._below(*parts)
         if len(below) > _ENTER_AT_ONCE:
@@ -301,7 +306,7 @@ class HourEmitter(EventEmitter):
 
     def _list(self, hour: Hour) -> None:
         try:
-            names = _names_in(f"{self._tree.root}/{hour.path}")
+            names = names_in_place(f"{self._tree.root}/{hour.path}")
         except OSError:
             self._changes.disturbed.add(hour)  # gone again, or the rescan tells why not
             return
@@ -309,17 +314,22 @@ class HourEmitter(EventEmitter):
             self._see(hour, name, present=True)
 
     def _add(self, parts: tuple[str, ...]) -> _Watched:
-        """Watch a directory; the same again is harmless."""
+        """Watch a directory above the hours; the same again is harmless."""
         wd = self._watch_path(parts)
         if wd is None:
             return _Watched.NOT
-        if len(parts) < 3:
-            before, self._parents[wd] = self._parents.get(wd), parts
-            self.watches += before is None
-            return _Watched.ALREADY if before == parts else _Watched.NEWLY
+        before, self._parents[wd] = self._parents.get(wd), parts
+        self.watches += before is None
+        return _Watched.ALREADY if before == parts else _Watched.NEWLY
+
+    def _add_hour(self, position: int, number: int) -> _Watched:
+        """Likewise an hour, as integers: it runs for each at the start (benchmarks/idle.py)."""
+        wd = self._watch_path((*self._places[position], hour_text(number)))
+        if wd is None:
+            return _Watched.NOT
         if wd >= len(self._hours):
             self._hours.extend([_UNUSED] * (wd + 1 - len(self._hours)))
-        packed = self._place_number(parts[0], parts[1]) << _NUMBER_BITS | hour_number(parts[2])
+        packed = position << _NUMBER_BITS | number
         known, self._hours[wd] = self._hours[wd], packed
         self.watches += known == _UNUSED
         return _Watched.ALREADY if known == packed else _Watched.NEWLY
@@ -378,15 +388,3 @@ class HourEmitter(EventEmitter):
 def _read_number(path: str) -> int:
     with open(path, encoding="ascii") as file:
         return int(file.read())
-
-
-def _names_in(path: str) -> list[str]:
-    """List a directory that is still there afterwards: what is made in one that was moved away is nobody's here."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        names = os.listdir(fd)
-        if not os.path.samestat(os.fstat(fd), os.lstat(path)):
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-        return names
-    finally:
-        os.close(fd)

@@ -36,6 +36,7 @@ _SETTINGS = {
     "expose_tracebacks": False,
     "log_socket_errors": False,  # a client that goes away is no event
     "asyncore_use_poll": True,  # select() fails at descriptor 1024
+    "asyncore_loop_timeout": 5,  # of an idle loop, which is woken for all it does (benchmarks/idle.py)
     "connection_limit": 200,
     "channel_timeout": 30,
     "cleanup_interval": 5,
