@@ -95,6 +95,9 @@ def test_what_a_peer_has_already_is_no_mistake_and_goes_to_the_others(agent: Age
 def test_marks_by_command_are_not_held(agent: AgentProcess, peers: list[Sshd]) -> None:
     agent.start()
     paths = [f"{HOUR}/{stem}" for stem in STEMS]
-    agent.run("mark", "--even-if-absent", *paths)
+    refused = agent.run("mark", "--even-if-absent", *paths, expect=1)
+    assert "60 segments would be hidden on every node" in refused.stderr
+    assert agent.metric("tombstones") == 0
+    agent.run("mark", "--even-if-absent", "--yes", *paths)
     wait_for(lambda: [placed(server) for server in peers] == [MASS, MASS], "all to be delivered")
     assert agent.records("mass-mark-held") == []

@@ -277,6 +277,7 @@ def test_a_tree_that_cannot_be_written_keeps_it_hidden_and_in_the_inbox(receiver
             wait_for(lambda: agent.records("tree-refused"), "the refusal to be told")
             assert "received from node-a, cannot write" in agent.records("tree-refused")[0]["MESSAGE"]
             assert path.exists()
+            wait_for(lambda: "received, cannot write" in agent.run("status").stdout, "status to say so")
         finally:
             subprocess.run(["chattr", "-i", hour], check=True)
         wait_for(lambda: stands(receiver) and not path.exists(), "it to be written")

@@ -128,6 +128,8 @@ PROMISED = {
     "deliveries": ("gauge", {"peer", "state"}),
     "oldest_unconfirmed_seconds": ("gauge", {"peer"}),
     "peer_up": ("gauge", {"peer"}),
+    "canary_age_seconds": ("gauge", {"peer"}),
+    "inbox_waiting": ("gauge", {"peer"}),
     "push_failures": ("counter", {"peer", "reason"}),
     "missed_by_watch": ("counter", set()),
     "watch_overflows": ("counter", set()),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pwd
+import sys
 import time
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from tombsync.cli.common import (
     exit_code,
     json_option,
     locate_segment,
+    on_terminal,
     open_reader,
     place_options,
     require_readable,
@@ -70,14 +72,23 @@ class Result:
 @place_options
 @click.option("--reason", default="", help="Why; goes into the tombstone and the journal.")
 @click.option("--even-if-absent", is_flag=True, help="Mark what is not here (yet), so that it arrives hidden.")
+@click.option("--yes", is_flag=True, help="Do not ask, however many there are.")
 @dry_run_option
 @json_option
-def mark(paths: tuple[str, ...], place: Place, reason: str, even_if_absent: bool, dry_run: bool, as_json: bool) -> int:
+def mark(
+    paths: tuple[str, ...],
+    place: Place,
+    reason: str,
+    even_if_absent: bool,
+    yes: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> int:
     """Hide segments: create a tombstone beside each, durably.
 
     PATH is absolute, relative to the segment tree, or relative to where you are; it ends in .ts, .json, .tombstone or
     in nothing of these. The segment's data is not touched. Works with the agent down: its next start finds the
-    tombstone.
+    tombstone. More than `breaker.most_per_minute` at once are asked about first, and then not held.
 
     Exit code 0: all are marked, 1: none, 3: some.
 
@@ -86,6 +97,8 @@ def mark(paths: tuple[str, ...], place: Place, reason: str, even_if_absent: bool
       tombsync mark --reason "shows a phone number" desertbus/source/2019-11-13T02/45:51.608000-2.0-full-….ts
     """
     settings = place.settings()
+    if len(paths) > settings.breaker.most_per_minute and not (yes or dry_run):
+        _confirm(len(paths), ask=not as_json)
     tree = Tree(settings.root)
     reader, identity = _index(settings)
     # Not to stderr: there it would only repeat what the command says, and the agent records the hiding itself.
@@ -123,6 +136,13 @@ def mark(paths: tuple[str, ...], place: Place, reason: str, even_if_absent: bool
     if not dry_run and len(results) > failed:
         _warn_without_agent(settings)
     return exit_code(len(results) - failed, failed)
+
+
+def _confirm(count: int, *, ask: bool) -> None:
+    """So many may be a mistake, and what a peer has cannot be taken back."""
+    if not ask or not on_terminal(sys.stdin):
+        raise errors.NotConfirmed(f"{count} segments would be hidden on every node")
+    click.confirm(f"Hide {count} segments on every node?", abort=True, err=True)
 
 
 def _index(settings: Settings) -> tuple[Reader | None, str | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from typing import Any
@@ -80,6 +81,7 @@ def node_facts(settings: Settings, reader: Reader) -> dict[str, Any]:
         "tombstones": markers,
         "rescan": _rescan_facts(reader),
         "peers": [_peer_facts(row, running=bool(pid)) for row in reader.peers()],
+        "inboxes": json.loads(reader.fact("inboxes") or "[]"),
     }
 
 
@@ -132,14 +134,26 @@ def _say_node(settings: Settings, reader: Reader, facts: dict[str, Any]) -> None
     say(f"rescanned  {', '.join(ended) or 'never'}")
     if not facts["peers"]:
         say("peers      none configured: nobody else is told")
+        _say_inboxes(facts["inboxes"])
         return
     say()
     say_table(
         ("PEER", "STATE", "SINCE", "PENDING", "CONFIRMED", "OLDEST", "OTHER", "LAST ERROR"),
         (_peer_line(row, running=agent["running"]) for row in reader.peers()),
     )
+    _say_inboxes(facts["inboxes"])
     if any(peer["up"] is False for peer in facts["peers"]):
         say("`tombsync peer test PEER` walks the way to a peer that is down, and says what to do")
+
+
+def _say_inboxes(inboxes: list[dict[str, Any]]) -> None:
+    """Only what is not as it should be."""
+    for inbox in inboxes:
+        told = [text for text in (inbox["problem"], inbox["trouble"]) if text]
+        if inbox["over_quota"]:
+            told.append("over its quota: the rest waits")
+        for text in told:
+            say(f"inbox      {inbox['sender']}: {text}")
 
 
 def _peer_line(row: PeerRow, *, running: bool) -> tuple[object, ...]:
