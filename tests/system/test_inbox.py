@@ -176,6 +176,18 @@ def test_the_canary_shows_a_receiver_that_takes_nothing(receiver: ReceivingNode,
         assert list(receiver.inbox("node-a").iterdir()) == []
 
 
+def test_peer_test_says_at_which_step_it_fails(receiver: ReceivingNode, sender: AgentProcess) -> None:
+    with receiver.agent:
+        told = sender.run("peer", "test", "node-b").stdout
+        assert "a canary went the whole way and came back" in told
+        assert list(receiver.inbox("node-a").iterdir()) == []
+        receiver.agent.stop()
+        failed = sender.run("peer", "test", "node-b", expect=1)
+        assert "its segment tree is there" in failed.stdout
+        assert "its agent takes nothing from the inbox" in failed.stderr
+        assert "is its agent running" in failed.stderr
+
+
 # -- what does not belong into an inbox --------------------------------------------------------------------------------
 
 

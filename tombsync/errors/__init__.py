@@ -69,6 +69,7 @@ from tombsync.errors.peers import (
     PeerTimeout,
     PeerTreeMissing,
     PeerUnreachable,
+    PeerWayBroken,
     SftpRefused,
     UnknownPeer,
 )
@@ -116,6 +117,7 @@ __all__ = [
     "PeerTimeout",
     "PeerTreeMissing",
     "PeerUnreachable",
+    "PeerWayBroken",
     "Problem",
     "ProgramFailed",
     "RootMissing",

@@ -101,6 +101,14 @@ class PeerTreeMissing(PeerError):
     hint = "mount it there, or correct this peer's `path`; nothing is delivered until it is there"
 
 
+class PeerWayBroken(PeerError):
+    """A peer was reached, and a canary did not come back: what is delivered would not arrive."""
+
+    reason = "canary"
+    what = "what is delivered there would not arrive"
+    hint = "see the peer's `tombsync status` and its journal: is its agent running, and is its view mounted?"
+
+
 @dataclass(eq=False)
 class UnknownPeer(TombsyncError):
     """A peer was named that the settings do not have."""
