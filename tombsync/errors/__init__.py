@@ -52,6 +52,14 @@ from tombsync.errors.peers import (
     SftpRefused,
     UnknownPeer,
 )
+from tombsync.errors.proof import (
+    FileRefused,
+    NotDeleted,
+    NotPurgeable,
+    PurgeBlocked,
+    SignatureBad,
+    SigningFailed,
+)
 
 __all__ = [
     "EXIT_FAILED",
@@ -63,6 +71,7 @@ __all__ = [
     "BadName",
     "BadSettings",
     "ConfinementUnavailable",
+    "FileRefused",
     "HidesNothing",
     "HostKeyChanged",
     "HostKeyUnknown",
@@ -73,8 +82,10 @@ __all__ = [
     "KeyUnusable",
     "ListenRefused",
     "LoginRefused",
+    "NotDeleted",
     "NotMarkable",
     "NotMarked",
+    "NotPurgeable",
     "NothingThere",
     "OutsideRoot",
     "PeerError",
@@ -84,10 +95,13 @@ __all__ = [
     "PeerTreeMissing",
     "PeerUnreachable",
     "Problem",
+    "PurgeBlocked",
     "RootMissing",
     "RootNotBelieved",
     "RootReturned",
     "SftpRefused",
+    "SignatureBad",
+    "SigningFailed",
     "StateRefused",
     "TombsyncError",
     "TreeRefused",
