@@ -95,6 +95,7 @@ class Metrics:
         self.watch_errors = counter("watch_errors", "Directories that could not be watched.")
         self.rejected = counter("rejected", "Names that were not taken.", "source", "reason")
         self.restored = counter("restored", "Vanished tombstones that were put back.")
+        self.data_returned = counter("data_returned", "Data files that came back beside a tombstone after a purge.")
         self.index_retries = counter("index_retries", "Index transactions that failed and were tried again.")
         self.wsgi_app = make_wsgi_app(registry, disable_compression=True)
 

@@ -108,6 +108,7 @@ def tell(metrics: Metrics, times: int = 1) -> None:
         metrics.watch_errors.inc()
         metrics.rejected.labels("watch", "unsafe-name").inc()
         metrics.restored.inc()
+        metrics.data_returned.inc()
         metrics.index_retries.inc()
 
 
@@ -139,6 +140,7 @@ PROMISED = {
     "rescan_last_completed_timestamp_seconds": ("gauge", {"kind"}),
     "rejected": ("counter", {"source", "reason"}),
     "restored": ("counter", set()),
+    "data_returned": ("counter", set()),
     "worker_beat_age_seconds": ("gauge", {"worker"}),
     "build_info": ("gauge", {"version"}),
 }

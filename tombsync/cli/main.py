@@ -26,6 +26,7 @@ _COMMANDS = {
     "tombstones": "tombstones:tombstones",
     "status": "status:status",
     "release": "release:release",
+    "purge": "purge:purge",
     "rescan": "rescan:rescan",
     "adopt-root": "adopt_root:adopt_root",
     "peer": "peer:peer",

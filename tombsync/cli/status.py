@@ -183,7 +183,7 @@ def _stems(settings: Settings, reader: Reader, stems: tuple[str, ...], as_json: 
     documents, found, missing = [], 0, 0
     for stem in stems:
         try:
-            rows = _find(settings, reader, stem)
+            rows = find_markers(settings, reader, stem)
             if not rows:
                 raise errors.NotMarked(stem)
         except errors.TombsyncError as exc:
@@ -201,7 +201,8 @@ def _stems(settings: Settings, reader: Reader, stems: tuple[str, ...], as_json: 
     return exit_code(found, missing)
 
 
-def _find(settings: Settings, reader: Reader, text: str) -> list[MarkerRow]:
+def find_markers(settings: Settings, reader: Reader, text: str) -> list[MarkerRow]:
+    """The markers that a person means by a stem or a path. Raises BadName, OutsideRoot."""
     if "/" in text:
         row = reader.marker(locate_segment(text, Tree(settings.root)))
         return [row] if row else []

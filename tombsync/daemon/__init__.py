@@ -2,7 +2,7 @@
 
 from tombsync.daemon.agent import Agent
 from tombsync.daemon.once import rescan_once
-from tombsync.daemon.parts import believe_root, open_index, request_adoption, target_of
+from tombsync.daemon.parts import believe_root, open_index, request_adoption, target_of, target_text
 from tombsync.daemon.requests import request_release
 
 __all__ = [
@@ -13,4 +13,5 @@ __all__ = [
     "request_release",
     "rescan_once",
     "target_of",
+    "target_text",
 ]

@@ -21,7 +21,8 @@ from tombsync.index.batches import (
 from tombsync.index.checkpoint import Checkpointer
 from tombsync.index.files import SIDE_FILES, AgentLock, agent_pid, damage_noted, index_path, note_damage, set_aside
 from tombsync.index.hiding import Hidden
-from tombsync.index.reader import Due, HourRow, MarkerRow, PeerRow, Reader
+from tombsync.index.proofs import Unconfirmed
+from tombsync.index.reader import DeliveryRow, Due, HourRow, MarkerRow, PeerRow, Reader
 from tombsync.index.writer import Writer
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "AgentLock",
     "Checkpointer",
     "DeliveryOutcomes",
+    "DeliveryRow",
     "Due",
     "Facts",
     "Hidden",
@@ -46,6 +48,7 @@ __all__ = [
     "PlaceMount",
     "Reader",
     "SegmentRows",
+    "Unconfirmed",
     "Writer",
     "agent_pid",
     "damage_noted",

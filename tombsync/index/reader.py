@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from tombsync.index import files
+from tombsync.index.proofs import Proofs
 from tombsync.index.schema import (
     HIDDEN_STEMS,
     HOUR_BITS,
@@ -29,7 +30,8 @@ _STATES = {int(state): state for state in State}
 _SOURCES = {source.value: source for source in Source}
 _HOUR_COLUMNS = "id, mtime_ns, digest, pass, settled, edits, files"
 _MARKER_COLUMNS = (
-    "m.id, m.hour, m.stem, m.source, m.hidden_at_ns, m.ctime_ns, m.owner_uid, m.in_tree, m.pushable, m.sender, m.origin"
+    "m.id, m.hour, m.stem, m.source, m.hidden_at_ns, m.ctime_ns, m.owner_uid, m.in_tree, m.pushable, m.sender,"
+    " m.origin, m.gen"
 )
 
 
@@ -75,6 +77,12 @@ class MarkerRow:
     pushable: bool
     sender: str
     origin: str
+    generation: int = 0
+
+    @property
+    def hides(self) -> bool:
+        """Whether this generation, where it is the newest, hides: odd ones took the mark back."""
+        return self.generation % 2 == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +117,7 @@ class PeerRow:
     oldest_unconfirmed_ns: int | None
 
 
-class Reader:
+class Reader(Proofs):
     """Reads the index. Raises IndexMissing, IndexDamaged, StateRefused."""
 
     def __init__(self, path: str) -> None:
@@ -255,8 +263,9 @@ class Reader:
 
     def _marker(self, row: tuple[Any, ...]) -> MarkerRow:
         marked = Marked(self._hour_of(row[1]), from_key(row[2]))
+        in_tree, pushable = bool(row[7]), bool(row[8])
         return MarkerRow(
-            row[0], marked, row[3], row[4], row[5], row[6], bool(row[7]), bool(row[8]), row[9] or "", row[10] or ""
+            row[0], marked, row[3], row[4], row[5], row[6], in_tree, pushable, row[9] or "", row[10] or "", row[11]
         )
 
     def awaited(self, *, above: int, limit: int) -> list[MarkerRow]:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from tombsync import plan
 from tombsync.audit import Audit, Event
 from tombsync.errors import TreeRefused
-from tombsync.index import HourGone, HourListed, HourRow, MarkersForgotten, Reader, SegmentRows
+from tombsync.index import Facts, HourGone, HourListed, HourRow, MarkersForgotten, Reader, SegmentRows
 from tombsync.metrics import Metrics
-from tombsync.names import Hour, Marked, mistake_message, printable
+from tombsync.names import Hour, Marked, classify, mistake_message, printable
 from tombsync.rescan.places import Places
-from tombsync.tree import Listing, Tree, open_below
+from tombsync.tree import Listing, Tree, open_below, purged_of
 from tombsync.work import TRANSACTION_ROWS, Mailbox, Sighting, Source
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ class HourVisitor:
         self._gone: dict[Hour, float] = {}  # hours with tombstones that are gone, since when
         self._mistakes: set[tuple[Hour, str]] = set()
         self._unreadable: set[Hour] = set()
+        self._returned: dict[tuple[Hour, str], int] = {}  # data that came back -> the purge that it came back from
 
     def visit(self, hour: Hour, row: HourRow | None, state: PassState) -> None:
         """Compare one hour; `row` is what the index said of it a moment ago."""
@@ -128,6 +130,8 @@ class HourVisitor:
         self._put_segments(hour, add=diff.add, drop=diff.drop)
         for name in diff.mistakes:
             self._tell_mistake(hour, name)
+        if markers or diff.markers_found:
+            self._look_for_returned(root_fd, fd, hour, markers.keys() | diff.markers_found)
         waiting = self._put_back(root_fd, hour, diff.markers_missing)
         state.left_unsettled = True
         if not waiting:  # else the hour has to be visited again, whatever its mtime says
@@ -155,6 +159,43 @@ class HourVisitor:
         if (hour, name) not in self._mistakes and len(self._mistakes) < _MOST_MISTAKES_TOLD:
             self._mistakes.add((hour, name))
             self._audit.record(Event.MISTAKEN_NAME, mistake_message(hour, name), hour=hour, source=Source.RESCAN.value)
+
+    def _look_for_returned(self, root_fd: int, fd: int, hour: Hour, marked: Collection[str]) -> None:
+        """Tell once of each data file that was purged and stands there again, beside its tombstone."""
+        try:
+            purged = purged_of(root_fd, hour)
+        except OSError as exc:
+            log.warning("what was purged of %s cannot be read: %s", printable(hour.path), exc.strerror)
+            return
+        for name in self._listing.names() if purged else ():
+            was = purged.get(name)
+            if was is None or classify(name)[1] not in marked or self._returned.get((hour, name)) == was.at_ns:
+                continue
+            try:
+                found = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            except FileNotFoundError:  # gone again
+                continue
+            if found.st_ctime_ns == was.ctime_ns:  # the same file: it was not deleted after all, or is about to be
+                continue
+            self._returned[hour, name] = was.at_ns
+            key = f"returned {json.dumps(f'{hour.path}/{name}')}"  # in the index, as the next process must not tell it
+            if self._reader.fact(key) != was.at_ns:
+                self._tell_returned(hour, name, found)
+                self._mailbox.put_bulk(Facts({key: was.at_ns}))
+
+    def _tell_returned(self, hour: Hour, name: str, found: os.stat_result) -> None:
+        marked = Marked(hour, classify(name)[1])
+        self._metrics.data_returned.inc()
+        text = f"{printable(f'{hour.path}/{name}')} was purged and came back; it is hidden: who lists it still?"
+        self._audit.record(
+            Event.DATA_RETURNED,
+            text,
+            marked=marked,
+            source=Source.RESCAN.value,
+            actor=str(found.st_uid),
+            bytes=found.st_size,
+            file=name,
+        )
 
     def _put_back(self, root_fd: int, hour: Hour, stems: Sequence[str]) -> bool:
         """Put vanished tombstones back once they have been gone for long enough; True while some still wait."""

@@ -1,9 +1,11 @@
 """The segment tree, by directory descriptors: identity, listing, seeing and placing tombstones.
 
-Nothing in here opens a segment, and nothing follows a symlink below ROOT: each step of a path is opened relative to the
-one before with O_NOFOLLOW. No descriptor is kept between calls, as one would keep the file system from being unmounted.
+Nothing in here opens a segment, nothing but `delete_data` removes anything, and nothing follows a symlink below ROOT:
+each step of a path is opened relative to the one before with O_NOFOLLOW. No descriptor is kept between calls, as
+one would keep the file system from being unmounted.
 """
 
+from tombsync.tree.data import DataFile, delete_data, list_data
 from tombsync.tree.directories import (
     create_empty,
     directory_names,
@@ -14,16 +16,26 @@ from tombsync.tree.directories import (
     open_below,
 )
 from tombsync.tree.listing import Listing
+from tombsync.tree.note import parse_note, read_note
+from tombsync.tree.purged import Purged, purged_of, remember_purge
 from tombsync.tree.tree import Tree
 
 __all__ = [
+    "DataFile",
     "Listing",
+    "Purged",
     "Tree",
     "create_empty",
+    "delete_data",
     "directory_names",
     "hour_numbers",
     "identities",
     "is_own_mount",
+    "list_data",
     "names_in_place",
     "open_below",
+    "parse_note",
+    "purged_of",
+    "read_note",
+    "remember_purge",
 ]

@@ -1,0 +1,138 @@
+"""`tombsync purge` with a real agent and real peers: nothing goes unless every peer says now that it has the mark."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.support.agent import AgentProcess, make_hour, peer_table, segment_stem, touch
+from tests.support.sshd import Sshd
+from tests.support.waiting import wait_for
+
+HOUR = "desertbus/source/2019-11-13T02"
+STEM, OTHER, VISIBLE = segment_stem(0), segment_stem(2), segment_stem(4)
+
+
+@pytest.fixture
+def servers() -> Iterator[list[Sshd]]:
+    with ExitStack() as stack:
+        servers = [stack.enter_context(Sshd()) for _ in range(2)]
+        for server in servers:
+            make_hour(server.root)
+        yield servers
+
+
+@pytest.fixture
+def agent(tmp_path: Path, servers: list[Sshd]) -> Iterator[AgentProcess]:
+    """A node of which two of three segments are marked, and both peers have confirmed them."""
+    agent = AgentProcess(tmp_path, peers=[peer_table(f"node-{n}", server) for n, server in enumerate(servers)])
+    make_hour(agent.root)
+    with agent:
+        for stem in (STEM, OTHER):
+            touch(agent.root / HOUR, stem)
+            wait_for(
+                lambda stem=stem: set(agent.states(f"{HOUR}/{stem}").values()) == {"confirmed"},  # type: ignore[misc]
+                "the confirmations",
+            )
+        yield agent
+
+
+def here(agent: AgentProcess) -> set[str]:
+    """What stands in the hour."""
+    return {path.name for path in (agent.root / HOUR).iterdir()}
+
+
+ALL = {f"{STEM}.ts", f"{OTHER}.ts", f"{VISIBLE}.ts", f"{STEM}.tombstone", f"{OTHER}.tombstone"}
+
+
+def test_it_deletes_exactly_what_it_listed_and_keeps_the_tombstones(agent: AgentProcess) -> None:
+    shown = json.loads(agent.run("purge", STEM, "--dry-run", "--json").stdout)
+    assert [(file["file"], file["bytes"], file["deleted"]) for file in shown] == [(f"{HOUR}/{STEM}.ts", 7, False)]
+    assert here(agent) == ALL
+    done = json.loads(agent.run("purge", STEM, "--yes", "--json").stdout)
+    assert [file["deleted"] for file in done] == [True]
+    assert here(agent) == ALL - {f"{STEM}.ts"}
+    assert "nothing to delete" in agent.run("purge", STEM, "--yes").stdout
+    assert "deleted 1 files" in agent.run("purge", "--older-than", "1s", "--yes").stdout
+    assert here(agent) == {f"{VISIBLE}.ts", f"{STEM}.tombstone", f"{OTHER}.tombstone"}
+
+
+def test_it_asks_first_and_not_where_nobody_can_answer(agent: AgentProcess) -> None:
+    refused = agent.run("purge", STEM, expect=1)
+    assert "1 files would be deleted for good" in refused.stderr
+    assert "no tombstone of this name" in agent.run("purge", STEM, "nonsense", "--yes", expect=1).stderr
+    assert agent.run("purge", expect=2).returncode == 2
+    assert agent.run("purge", STEM, "--older-than", "1s", expect=2).returncode == 2
+    assert "nothing to delete" in agent.run("purge", "--older-than", "9d", "--yes").stdout
+    assert here(agent) == ALL
+
+
+def test_one_peer_that_is_down_keeps_everything(agent: AgentProcess, servers: list[Sshd]) -> None:
+    servers[1].stop()
+    refused = agent.run("purge", STEM, "--yes", expect=1)
+    assert "node-1: cannot be reached" in refused.stderr
+    assert here(agent) == ALL
+    assert "deleted 1 files" in agent.run("purge", STEM, "--yes", "--except-peer", "node-1").stdout
+
+
+def test_a_peer_that_lost_its_tombstone_keeps_everything(agent: AgentProcess, servers: list[Sshd]) -> None:
+    (servers[0].root / HOUR / f"{STEM}.tombstone").unlink()
+    refused = agent.run("purge", STEM, OTHER, "--yes", expect=1)
+    assert f"node-0: {HOUR}/{STEM}: pending" in refused.stderr
+    assert OTHER not in refused.stderr
+    assert here(agent) == ALL
+
+
+def test_a_peer_with_another_host_key_keeps_everything(agent: AgentProcess, servers: list[Sshd]) -> None:
+    known_hosts = servers[0].known_hosts_path
+    known_hosts.write_text(known_hosts.read_text().replace(str(servers[0].port), str(servers[1].port)))
+    text = servers[1].known_hosts_path.read_text().replace(str(servers[1].port), str(servers[0].port))
+    known_hosts.write_text(text)
+    assert "shows another host key" in agent.run("purge", STEM, "--yes", expect=1).stderr
+    assert here(agent) == ALL
+
+
+def test_a_peer_that_cannot_sync_keeps_everything(tmp_path: Path) -> None:
+    with Sshd(sftp_args="-p open,close,lstat,mkdir") as server:
+        make_hour(server.root)
+        agent = AgentProcess(tmp_path, peers=[peer_table("node-0", server)])
+        make_hour(agent.root)
+        with agent:
+            touch(agent.root / HOUR, STEM)
+            wait_for(lambda: agent.states(f"{HOUR}/{STEM}") == {"node-0": "not-durable"}, "it to be placed")
+            assert "not-durable" in agent.run("purge", STEM, "--yes", expect=1).stderr
+            assert (agent.root / HOUR / f"{STEM}.ts").exists()
+
+
+def test_without_peers_it_has_to_be_said(tmp_path: Path) -> None:
+    agent = AgentProcess(tmp_path)
+    make_hour(agent.root)
+    with agent:
+        touch(agent.root / HOUR, STEM)
+        wait_for(lambda: agent.hidden(f"{HOUR}/{STEM}"), "it to be hidden")
+        assert "no peer is left" in agent.run("purge", STEM, "--yes", expect=1).stderr
+        assert "deleted 1 files" in agent.run("purge", STEM, "--yes", "--no-peers").stdout
+
+
+def test_a_tombstone_that_does_not_stand_here_protects_its_data(agent: AgentProcess) -> None:
+    agent.stop()
+    (agent.root / HOUR / f"{STEM}.tombstone").unlink()
+    refused = agent.run("purge", STEM, "--yes", expect=1)
+    assert "its tombstone does not stand in this node's tree" in refused.stderr
+    assert f"{STEM}.ts" in here(agent)
+
+
+def test_data_that_comes_back_is_told_at_the_next_rescan(agent: AgentProcess) -> None:
+    agent.run("purge", STEM, "--yes")
+    agent.run("rescan", "--full")
+    assert agent.records("data-returned") == []
+    (agent.root / HOUR / f"{STEM}.ts").write_bytes(b"it came back")
+    agent.run("rescan", "--full")
+    wait_for(lambda: agent.records("data-returned"), "it to be told")
+    assert agent.metric("data_returned_total") == 1
+    agent.run("rescan", "--full")
+    assert len(agent.records("data-returned")) == 1

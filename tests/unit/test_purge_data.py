@@ -1,0 +1,94 @@
+"""Deleting data beside a tombstone: by descriptors, and only what was listed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.agent import make_hour, segment_stem, touch
+from tombsync.errors import NotPurgeable
+from tombsync.names import Marked
+from tombsync.tree import DataFile, Tree, delete_data, list_data, purged_of, remember_purge
+
+STEM = segment_stem(0)
+
+
+class Ground:
+    """A tree with one marked segment."""
+
+    def __init__(self, base: Path) -> None:
+        self.root = base / "segments"
+        self.hour = make_hour(self.root)
+        self.marked: Marked = touch(self.hour, STEM)
+        self.tree = Tree(str(self.root))
+        self.identity = self.tree.adopt()
+
+    def listed(self) -> list[DataFile]:
+        with self.tree.open_root() as fd:
+            return list_data(fd, self.marked)
+
+    def delete(self, files: list[DataFile]) -> list[str]:
+        """What kept each file; "" where it is gone."""
+        return [
+            str(error or "")
+            for _, error in delete_data(
+                self.tree,
+                self.identity,
+                self.marked.hour,
+                files,
+                lambda fd, hour, what: remember_purge(fd, hour, what, at_ns=1, actor="me"),
+            )
+        ]
+
+
+@pytest.fixture
+def ground(tmp_path: Path) -> Ground:
+    return Ground(tmp_path)
+
+
+def test_what_was_listed_goes_and_is_remembered(ground: Ground) -> None:
+    (ground.hour / f"{STEM}.json").write_bytes(b"x")
+    files = ground.listed()
+    assert [file.name for file in files] == [f"{STEM}.ts", f"{STEM}.json"]
+    assert ground.delete(files) == ["", ""]
+    assert not (ground.hour / f"{STEM}.ts").exists()
+    assert (ground.hour / f"{STEM}.tombstone").exists()
+    with ground.tree.open_root() as fd:
+        assert set(purged_of(fd, ground.marked.hour)) == {f"{STEM}.ts", f"{STEM}.json"}
+
+
+def test_a_directory_swapped_for_a_link_deletes_nothing_outside(ground: Ground, tmp_path: Path) -> None:
+    files = ground.listed()
+    outside = tmp_path / "outside"
+    ground.hour.rename(outside)
+    ground.hour.symlink_to(outside)
+    assert "its hour directory" in ground.delete(files)[0]
+    assert (outside / f"{STEM}.ts").exists()
+
+
+@pytest.mark.parametrize("change", ["replaced", "link", "unmarked", "directory"])
+def test_what_is_another_file_by_now_stays(ground: Ground, tmp_path: Path, change: str) -> None:
+    files = ground.listed()
+    path, kept = ground.hour / f"{STEM}.ts", tmp_path / "kept"
+    if change == "replaced":
+        path.rename(kept)
+        path.write_bytes(b"another")
+    elif change == "link":
+        path.rename(kept)
+        path.symlink_to(kept)
+    elif change == "directory":
+        path.rename(kept)
+        path.mkdir()
+    else:
+        (ground.hour / f"{STEM}.tombstone").unlink()
+        kept = path
+    assert ground.delete(files)[0] != ""
+    assert kept.exists()
+    assert path.exists()
+
+
+def test_what_is_no_file_is_not_listed(ground: Ground) -> None:
+    (ground.hour / f"{STEM}.json").symlink_to("/etc/passwd")
+    with pytest.raises(NotPurgeable, match="a directory, a link or a device"):
+        ground.listed()

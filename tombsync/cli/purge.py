@@ -1,0 +1,291 @@
+"""`tombsync purge`: delete this node's data of segments that every node has marked. The one command that deletes."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+import click
+
+from tombsync import errors
+from tombsync.audit import Audit, Event, journald_is_there, open_audit
+from tombsync.cli.common import (
+    Place,
+    dry_run_option,
+    exit_code,
+    json_option,
+    on_terminal,
+    open_reader,
+    place_options,
+    say,
+    say_json,
+    say_table,
+    tell_error,
+    warn,
+)
+from tombsync.cli.mark import claimed_actor
+from tombsync.cli.status import find_markers
+from tombsync.config import PeerSettings, Settings
+from tombsync.index import MarkerRow, Reader
+from tombsync.names import Hour, printable
+from tombsync.plan import State
+from tombsync.tree import DataFile, Tree, delete_data, list_data, remember_purge
+
+_PAGE = 500
+_SHOWN = 50
+_AGE_PATTERN = re.compile(r"([1-9][0-9]{0,8})(s|min|h|d)")
+_UNITS_S = {"s": 1, "min": 60, "h": 3600, "d": 86400}
+
+
+def _age_s(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    if value is None:
+        return None
+    found = _AGE_PATTERN.fullmatch(value)
+    if found is None:
+        raise click.BadParameter("an age is a number and s, min, h or d, like 7d", ctx, param)
+    return int(found[1]) * _UNITS_S[found[2]]
+
+
+@click.command()
+@click.argument("stems", nargs=-1, metavar="[STEM...]")
+@place_options
+@click.option("--older-than", callback=_age_s, metavar="AGE", help="All that was hidden so long ago, like 7d or 12h.")
+@click.option("--except-peer", "excepted", multiple=True, metavar="NAME", help="Leave out a retired peer; journalled.")
+@click.option("--no-peers", is_flag=True, help="Delete although no peer is configured that could be asked.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@dry_run_option
+@json_option
+def purge(
+    stems: tuple[str, ...],
+    place: Place,
+    older_than: int | None,
+    excepted: tuple[str, ...],
+    no_peers: bool,
+    yes: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> int:
+    """Delete this node's data files of marked segments; the tombstones stay.
+
+    Only where every configured peer answers now that it has the tombstone durably, or does not keep that hour or
+    channel: else a peer without the tombstone would give the data back. One peer that is silent, or cannot say so, and
+    nothing at all is deleted. Nodes that are not configured are not asked.
+
+    STEM is a stem, or a path as `tombsync mark` takes it. Exit code 0: all is deleted, 1: nothing, 3: a part.
+
+    \b
+    Example
+      tombsync purge --older-than 7d --dry-run
+      tombsync purge desertbus/source/2019-11-13T02/45:51.608000-2.0-full-….ts
+    """
+    if bool(stems) == (older_than is not None):
+        raise click.UsageError("name segments, or say --older-than AGE")
+    settings = place.settings()
+    peers = _to_ask(settings, excepted, no_peers=no_peers)
+    reader = open_reader(settings)
+    try:
+        tree, identity = Tree(settings.root), _identity(settings, reader)
+        rows = _named(settings, reader, stems) if stems else _older(reader, older_than or 0)
+        files = _data(tree, identity, rows, strict=bool(stems))
+        if not as_json:
+            _show(files)
+        if files:
+            if not (dry_run or yes):
+                _confirm(files, ask=not as_json)
+            _require_everywhere(settings, reader, peers, files)
+    finally:
+        reader.close()
+    results = [] if dry_run else _delete(settings, tree, identity, files, excepted)
+    failed = sum(error is not None for _, error in results)
+    if as_json:
+        kept = {file.path: str(error) for file, error in results if error is not None}
+        say_json([_facts(file, kept, done=not dry_run) for _, file in files])
+    elif results:
+        size = sum(file.size_bytes for file, error in results if error is None)
+        say(f"deleted {len(results) - failed} files, {size} bytes; their tombstones stay")
+    return exit_code(len(results) - failed, failed)
+
+
+# -- what to delete ---------------------------------------------------------------------------------------------------
+
+
+def _identity(settings: Settings, reader: Reader) -> str:
+    identity: str | None = reader.fact("root")
+    if identity is None:
+        raise errors.RootNotBelieved(settings.root, "one that an agent has taken up", "")
+    return identity
+
+
+def _named(settings: Settings, reader: Reader, stems: Sequence[str]) -> list[MarkerRow]:
+    """The markers of what was named. Raises NotMarked for the first that has none: a slip must delete nothing."""
+    rows: dict[int, MarkerRow] = {}
+    for stem in stems:
+        found = find_markers(settings, reader, stem)
+        if not found:
+            raise errors.NotMarked(stem)
+        rows.update((row.marker, row) for row in found)
+    return list(rows.values())
+
+
+def _older(reader: Reader, age_s: int) -> Iterator[MarkerRow]:
+    limit_ns = time.time_ns() - age_s * 1_000_000_000
+    below = None
+    while page := reader.marker_rows(below=below, limit=_PAGE):
+        yield from (row for row in page if row.hidden_at_ns <= limit_ns)
+        below = page[-1].marker
+
+
+def _data(
+    tree: Tree, identity: str, rows: Sequence[MarkerRow] | Iterator[MarkerRow], *, strict: bool
+) -> list[tuple[MarkerRow, DataFile]]:
+    """The data files of these markers. What must not be purged is an error if it was named, and else passed over."""
+    files: list[tuple[MarkerRow, DataFile]] = []
+    with tree.open_believed(identity) as root_fd:
+        for row in rows:
+            try:
+                if not row.pushable:
+                    raise errors.NotPurgeable(
+                        row.marked.path, "its tombstone is not sent to peers, so none can have it"
+                    )
+                files += [(row, file) for file in list_data(root_fd, row.marked)]
+            except errors.NotPurgeable as exc:
+                if strict:
+                    raise
+                warn(str(exc))
+    return files
+
+
+def _show(files: Sequence[tuple[MarkerRow, DataFile]]) -> None:
+    if not files:
+        say("nothing to delete: no data of what is marked is here")
+        return
+    say_table(("FILE", "BYTES"), ((file.path, file.size_bytes) for _, file in files[:_SHOWN]))
+    if len(files) > _SHOWN:
+        say(f"… and {len(files) - _SHOWN} more (--json lists them all)")
+    say(f"{len(files)} files, {sum(file.size_bytes for _, file in files)} bytes")
+
+
+def _facts(file: DataFile, kept: dict[str, str], *, done: bool) -> dict[str, object]:
+    return {
+        "file": file.path,
+        "bytes": file.size_bytes,
+        "deleted": done and file.path not in kept,
+        "error": kept.get(file.path),
+    }
+
+
+def _confirm(files: Sequence[tuple[MarkerRow, DataFile]], *, ask: bool) -> None:
+    if not ask or not on_terminal(sys.stdin):
+        raise errors.NotConfirmed(f"{len(files)} files would be deleted for good")
+    click.confirm(f"Delete these {len(files)} files of this node for good?", abort=True, err=True)
+
+
+# -- whether every node has it ----------------------------------------------------------------------------------------
+
+
+def _to_ask(settings: Settings, excepted: Sequence[str], *, no_peers: bool) -> list[PeerSettings]:
+    """The peers that have to answer. Raises UnknownPeer, PurgeBlocked where there would be none."""
+    names = tuple(peer.name for peer in settings.peers)
+    for name in excepted:
+        if name not in names:
+            raise errors.UnknownPeer(name, names)
+    peers = [peer for peer in settings.peers if peer.name not in excepted]
+    if not peers and not no_peers:
+        reason = "no peer is left that could be asked; --no-peers says that this node is the only one"
+        raise errors.PurgeBlocked((reason,))
+    return peers
+
+
+def _require_everywhere(
+    settings: Settings, reader: Reader, peers: Sequence[PeerSettings], files: Sequence[tuple[MarkerRow, DataFile]]
+) -> None:
+    """Ask each peer now about each tombstone. Raises PurgeBlocked with a reason for each peer that is in the way."""
+    from tombsync.daemon import target_of, target_text
+    from tombsync.proof import Question, ask, blocked_by
+
+    rows = {row.marker: row for row, _ in files}
+    states = {marker: {delivery.peer: delivery.state for delivery in reader.deliveries(marker)} for marker in rows}
+    known = {row.name: row.target for row in reader.peers()}
+    questions = {}
+    for peer in peers:
+        same = known.get(peer.name) == target_text(peer)  # what another target has confirmed says nothing of this one
+        questions[target_of(peer, settings.node)] = [
+            Question(marker, row.marked, durable=same and states[marker].get(peer.name) is State.CONFIRMED)
+            for marker, row in rows.items()
+        ]
+    if on_terminal(sys.stderr) and peers:
+        click.echo(f"asking {', '.join(peer.name for peer in peers)} …", err=True)
+    heard = ask(questions, data=False)
+
+    def kept_the_place(peer: str, marked: object) -> bool:
+        hour: Hour = marked.hour  # type: ignore[attr-defined]
+        return reader.has_confirmed_of(peer, hour.channel, hour.quality)
+
+    reasons = [
+        reason
+        for each, asked in zip(heard, questions.values(), strict=True)
+        if (reason := blocked_by(each, asked, kept_the_place=kept_the_place))
+    ]
+    if reasons:
+        raise errors.PurgeBlocked(tuple(reasons))
+
+
+# -- deleting ---------------------------------------------------------------------------------------------------------
+
+
+def _delete(
+    settings: Settings,
+    tree: Tree,
+    identity: str,
+    files: Sequence[tuple[MarkerRow, DataFile]],
+    excepted: Sequence[str],
+) -> list[tuple[DataFile, errors.NotDeleted | None]]:
+    """Delete hour by hour; each file with what kept it, and one record for each that is gone."""
+    hours: dict[Hour, list[DataFile]] = {}
+    for _, file in files:
+        hours.setdefault(file.marked.hour, []).append(file)
+    actor, at_ns = claimed_actor(), time.time_ns()
+    results: list[tuple[DataFile, errors.NotDeleted | None]] = []
+    audit = open_audit(settings.node) if settings.journal == "auto" and journald_is_there() else None
+    try:
+        if files and audit is not None:
+            for name in excepted:
+                text = f"{actor} purges without asking {name}"
+                audit.record(Event.PURGE_EXCEPTED, text, peer=name, actor=actor)
+        for hour, group in hours.items():
+            try:
+                for file, error in delete_data(
+                    tree,
+                    identity,
+                    hour,
+                    group,
+                    lambda fd, where, what: remember_purge(fd, where, what, at_ns=at_ns, actor=actor),
+                ):
+                    results.append((file, error))
+                    if error is not None:
+                        tell_error(error)
+                    elif audit is not None:
+                        _record(audit, file, actor)
+            except (errors.NotDeleted, errors.RootMissing, errors.RootNotBelieved) as exc:
+                tell_error(exc)
+                told = {file.path for file, _ in results}
+                results += [(file, errors.NotDeleted(file.path, str(exc))) for file in group if file.path not in told]
+    finally:
+        if audit is not None:
+            audit.close()
+    return results
+
+
+def _record(audit: Audit, file: DataFile, actor: str) -> None:
+    text = f"{actor} purged {printable(file.path)}"
+    audit.record(
+        Event.PURGED,
+        text,
+        marked=file.marked,
+        source="command",
+        actor=actor,
+        bytes=file.size_bytes,
+        file=file.name,
+    )
