@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.index import HOUR, STEM, add, database, hide, query
-from tombsync.errors import IndexDamaged, IndexTooNew
+from tombsync.errors import IndexDamaged, IndexMissing, IndexTooNew, IndexTooOld
 from tombsync.index import Reader, Writer, schema
 from tombsync.names import Hour, hour_number
 
@@ -145,10 +145,13 @@ def test_an_older_index_is_brought_up_to_date(version: int, path: Path, tmp_path
         if version:
             connection.executescript(f"PRAGMA application_id={schema.APPLICATION_ID};")
         connection.executescript(f"{OLDER[version]};PRAGMA user_version={version};")
+    with pytest.raises(IndexTooOld if version else IndexMissing):
+        Reader(str(path))
     writer = Writer(str(path))
     add(writer, HOUR, f"{STEM}.ts")
     assert len(hide(writer, HOUR, STEM)) == 1
     writer.close()
+    Reader(str(path)).close()
     Writer(str(tmp_path / "new.sqlite")).close()
     assert structure(path) == structure(tmp_path / "new.sqlite")
     assert query(path, "PRAGMA user_version") == [(len(schema.MIGRATIONS),)]

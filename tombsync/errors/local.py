@@ -96,6 +96,16 @@ class IndexMissing(TombsyncError):
 
 
 @dataclass(eq=False)
+class IndexTooOld(IndexMissing):
+    """The index was written by an older tombsync, and no agent of this one has brought it up to date yet."""
+
+    hint: str = "restart the agent (`systemctl restart tombsync`), or run `tombsync rescan` once where none runs"
+
+    def __str__(self) -> str:
+        return f"{self.path} is that of an older tombsync"
+
+
+@dataclass(eq=False)
 class StateRefused(TombsyncError):
     """The state directory, or the index in it, cannot be written: full, read-only or not ours."""
 

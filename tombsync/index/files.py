@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import quote
 
-from tombsync.errors import IndexBusy, IndexDamaged, IndexMissing, IndexTooNew, StateRefused
+from tombsync.errors import IndexBusy, IndexDamaged, IndexMissing, IndexTooNew, IndexTooOld, StateRefused
 from tombsync.index.schema import APPLICATION_ID, MIGRATIONS, migrate
 
 _INDEX_NAME = "index.sqlite"
@@ -92,7 +92,7 @@ def agent_pid(state_dir: str) -> int:
 def open_for_writing(path: str) -> sqlite3.Connection:
     """The writer's connection, its schema brought up to date.
 
-    Raises IndexDamaged for a file that is damaged or none of ours, IndexTooNew, StateRefused.
+    Raises IndexDamaged for a file that is damaged or none of ours, IndexTooNew, IndexTooOld, StateRefused.
     """
     new = not os.path.exists(path)
     with _opening(path):
@@ -124,7 +124,7 @@ def open_for_checkpoints(path: str) -> sqlite3.Connection:
 
 
 def open_for_reading(path: str) -> sqlite3.Connection:
-    """A read-only connection, with the agent up or down. Raises IndexMissing, IndexDamaged, IndexTooNew."""
+    """A read-only connection, with the agent up or down. Raises IndexMissing, IndexDamaged, IndexTooNew, IndexTooOld."""
     if not os.path.exists(path):
         raise IndexMissing(path)
     with _opening(path):
@@ -140,8 +140,11 @@ def open_for_reading(path: str) -> sqlite3.Connection:
 def _open_ours(path: str, mode: str) -> sqlite3.Connection:
     connection = _connect(path, mode)
     try:
-        if _require_ours(connection, path) == 0:  # an agent's first start is just making it
+        version = _require_ours(connection, path)
+        if version == 0:  # an agent's first start is just making it
             raise IndexMissing(path)
+        if version < len(MIGRATIONS):
+            raise IndexTooOld(path)
         connection.execute("PRAGMA temp_store=MEMORY")
         connection.execute("PRAGMA cache_size=-2000")
     except BaseException:
