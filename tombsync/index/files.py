@@ -124,7 +124,10 @@ def open_for_checkpoints(path: str) -> sqlite3.Connection:
 
 
 def open_for_reading(path: str) -> sqlite3.Connection:
-    """A read-only connection, with the agent up or down. Raises IndexMissing, IndexDamaged, IndexTooNew, IndexTooOld."""
+    """A read-only connection, with the agent up or down.
+
+    Raises IndexMissing, IndexDamaged, IndexTooNew, IndexTooOld.
+    """
     if not os.path.exists(path):
         raise IndexMissing(path)
     with _opening(path):
