@@ -26,11 +26,10 @@ from tombsync.cli.common import (
     warn,
 )
 from tombsync.cli.mark import claimed_actor
-from tombsync.cli.status import find_markers
+from tombsync.cli.segments import ask_peers, find_markers
 from tombsync.config import PeerSettings, Settings
 from tombsync.index import MarkerRow, Reader
 from tombsync.names import Hour, printable
-from tombsync.plan import State
 from tombsync.tree import DataFile, Tree, delete_data, list_data, remember_purge
 
 _PAGE = 500
@@ -202,32 +201,16 @@ def _require_everywhere(
     settings: Settings, reader: Reader, peers: Sequence[PeerSettings], files: Sequence[tuple[MarkerRow, DataFile]]
 ) -> None:
     """Ask each peer now about each tombstone. Raises PurgeBlocked with a reason for each peer that is in the way."""
-    from tombsync.daemon import target_of, target_text
-    from tombsync.proof import Question, ask, blocked_by
+    from tombsync.proof import blocked_by
 
     rows = {row.marker: row for row, _ in files}
-    states = {marker: {delivery.peer: delivery.state for delivery in reader.deliveries(marker)} for marker in rows}
-    known = {row.name: row.target for row in reader.peers()}
-    questions = {}
-    for peer in peers:
-        same = known.get(peer.name) == target_text(peer)  # what another target has confirmed says nothing of this one
-        questions[target_of(peer, settings.node)] = [
-            Question(marker, row.marked, durable=same and states[marker].get(peer.name) is State.CONFIRMED)
-            for marker, row in rows.items()
-        ]
-    if on_terminal(sys.stderr) and peers:
-        click.echo(f"asking {', '.join(peer.name for peer in peers)} …", err=True)
-    heard = ask(questions, data=False)
+    heard = ask_peers(settings, reader, peers, rows.values())
 
     def kept_the_place(peer: str, marked: object) -> bool:
         hour: Hour = marked.hour  # type: ignore[attr-defined]
         return reader.has_confirmed_of(peer, hour.channel, hour.quality)
 
-    reasons = [
-        reason
-        for each, asked in zip(heard, questions.values(), strict=True)
-        if (reason := blocked_by(each, asked, kept_the_place=kept_the_place))
-    ]
+    reasons = [reason for each, asked in heard if (reason := blocked_by(each, asked, kept_the_place=kept_the_place))]
     if reasons:
         raise errors.PurgeBlocked(tuple(reasons))
 

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from typing import Any
 
 import click
 
-from tombsync import errors
 from tombsync.cli.common import (
     Place,
     age,
-    exit_code,
     iso,
     json_option,
-    locate_segment,
     open_reader,
-    owner,
     place_options,
     say,
     say_json,
@@ -27,33 +22,36 @@ from tombsync.cli.common import (
     tree_doubt,
     when,
 )
+from tombsync.cli.segments import tell_segments
 from tombsync.config import Settings
-from tombsync.index import MarkerRow, PeerRow, Reader, agent_pid
-from tombsync.names import Kind, classify
+from tombsync.index import PeerRow, Reader, agent_pid
 from tombsync.plan import State
-from tombsync.tree import Tree
 
 
 @click.command()
 @click.argument("stems", nargs=-1, metavar="[STEM...]")
 @place_options
+@click.option("--live", is_flag=True, help="Ask every peer now, instead of telling what it answered last.")
 @json_option
-def status(stems: tuple[str, ...], place: Place, as_json: bool) -> int:
-    """Show this node and its peers, or for each STEM (or path) which peers have confirmed its tombstone, and when.
+def status(stems: tuple[str, ...], place: Place, live: bool, as_json: bool) -> int:
+    """Show this node and its peers, or for each STEM (or path) how it stands at every node.
 
-    All of it is what the index knows: the agent's last answers from the peers, not a question asked now. Nodes that are
-    not configured as peers were not asked.
+    For each: has it the tombstone, confirmed when, asked when, and still the data. Without --live it is what the agent
+    was last answered. Nodes that are not configured as peers are not asked. Exit code 3 where a peer could not be asked
+    now.
 
     \b
     Example
       tombsync status
-      tombsync status 45:51.608000-2.0-full-7IS92rssMzoSBQDIevHStbTNy-URRV3Vw-jzZ6pwOZM
+      tombsync status --live 45:51.608000-2.0-full-7IS92rssMzoSBQDIevHStbTNy-URRV3Vw-jzZ6pwOZM
     """
+    if live and not stems:
+        raise click.UsageError("--live asks about segments: name some")
     settings = place.settings()
     reader = open_reader(settings)
     try:
         if stems:
-            return _stems(settings, reader, stems, as_json)
+            return tell_segments(settings, reader, stems, live=live, as_json=as_json)
         facts = node_facts(settings, reader)
         if as_json:
             say_json(facts)
@@ -174,79 +172,3 @@ def _peer_line(row: PeerRow, *, running: bool) -> tuple[object, ...]:
         other or "-",
         row.error or "-",
     )
-
-
-# -- single segments --------------------------------------------------------------------------------------------------
-
-
-def _stems(settings: Settings, reader: Reader, stems: tuple[str, ...], as_json: bool) -> int:
-    documents, found, missing = [], 0, 0
-    for stem in stems:
-        try:
-            rows = find_markers(settings, reader, stem)
-            if not rows:
-                raise errors.NotMarked(stem)
-        except errors.TombsyncError as exc:
-            missing += 1
-            documents.append({"asked": stem, "segment": None, "error": str(exc)})
-            tell_error(exc)
-            continue
-        found += 1
-        for row in rows:
-            documents.append({"asked": stem, **_stem_facts(settings, reader, row)})
-            if not as_json:
-                _say_stem(settings, reader, row)
-    if as_json:
-        say_json(documents)
-    return exit_code(found, missing)
-
-
-def find_markers(settings: Settings, reader: Reader, text: str) -> list[MarkerRow]:
-    """The markers that a person means by a stem or a path. Raises BadName, OutsideRoot."""
-    if "/" in text:
-        row = reader.marker(locate_segment(text, Tree(settings.root)))
-        return [row] if row else []
-    kind, stem = classify(text)
-    return reader.stems_like(classify(stem)[1] if kind is Kind.MISTAKE else stem)
-
-
-def _stem_facts(settings: Settings, reader: Reader, row: MarkerRow) -> dict[str, Any]:
-    return {
-        "segment": row.marked.path,
-        "hidden_at": iso(row.hidden_at_ns),
-        "source": row.source,
-        "owner": owner(row.owner_uid),
-        "data_here": _data_here(settings, row),
-        "sent_to_peers": row.pushable,
-        "peers": [
-            {
-                "peer": delivery.peer,
-                "state": delivery.state.word,
-                "confirmed_at": iso(delivery.confirmed_at_ns),
-                "asked_at": iso(delivery.asked_at_ns),
-                "detail": delivery.detail or None,
-            }
-            for delivery in reader.deliveries(row.marker)
-        ],
-    }
-
-
-def _data_here(settings: Settings, row: MarkerRow) -> bool:
-    return any(os.path.lexists(f"{settings.root}/{row.marked.path}{extension}") for extension in (".ts", ".json"))
-
-
-def _say_stem(settings: Settings, reader: Reader, row: MarkerRow) -> None:
-    data = "its data is still here" if _data_here(settings, row) else "its data is not here"
-    say(row.marked.path)
-    say(f"  hidden here {when(row.hidden_at_ns)} (seen by {row.source}, owner {owner(row.owner_uid) or '-'}); {data}")
-    deliveries = reader.deliveries(row.marker)
-    if not row.pushable:
-        say("  not sent to peers: it is no regular file, or its name may not cross a border")
-    elif not deliveries:
-        say("  no peers are configured: nobody else was told")
-    for delivery in deliveries:
-        confirmed = (
-            f"confirmed {when(delivery.confirmed_at_ns)}" if delivery.state is State.CONFIRMED else delivery.state.word
-        )
-        asked = f", asked {when(delivery.asked_at_ns)}" if delivery.asked_at_ns else ""
-        say(f"  {delivery.peer}: {confirmed}{asked}" + (f" ({delivery.detail})" if delivery.detail else ""))

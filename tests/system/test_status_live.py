@@ -1,0 +1,76 @@
+"""`tombsync status STEM` and `--live`: what was answered last, and what is answered now."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.agent import AgentProcess, make_hour, peer_table, segment_stem, touch
+from tests.support.sshd import Sshd
+from tests.support.waiting import wait_for
+
+HOUR = "desertbus/source/2019-11-13T02"
+STEM = segment_stem(0)
+
+
+@pytest.fixture
+def server() -> Iterator[Sshd]:
+    with Sshd() as server:
+        make_hour(server.root)
+        yield server
+
+
+@pytest.fixture
+def agent(tmp_path: Path, server: Sshd) -> Iterator[AgentProcess]:
+    """A node whose one mark its one peer has confirmed."""
+    agent = AgentProcess(tmp_path, peers=[peer_table("node-b", server)])
+    make_hour(agent.root)
+    with agent:
+        touch(agent.root / HOUR, STEM)
+        wait_for(lambda: agent.states(f"{HOUR}/{STEM}") == {"node-b": "confirmed"}, "the confirmation")
+        yield agent
+
+
+def peer(agent: AgentProcess, *options: str, expect: int = 0) -> dict[str, Any]:
+    """What `status --json` says of the peer."""
+    (document,) = json.loads(agent.run("status", STEM, "--json", *options, expect=expect).stdout)
+    assert document["segment"] == f"{HOUR}/{STEM}"
+    assert document["data_here"] is True
+    assert document["origin"] == "node-a"
+    (found,) = document["peers"]
+    assert isinstance(found, dict)
+    return found
+
+
+def test_without_live_it_is_the_last_answer_and_its_age(agent: AgentProcess, server: Sshd) -> None:
+    (server.root / HOUR / f"{STEM}.tombstone").unlink()
+    found = peer(agent)
+    assert (found["state"], found["asked_now"]) == ("confirmed", False)
+    told = agent.run("status", STEM).stdout
+    assert " ago" in told
+    assert "nodes that are not configured as peers were not asked" in told
+
+
+def test_live_asks_now_and_creates_nothing(agent: AgentProcess, server: Sshd) -> None:
+    found = peer(agent, "--live")
+    assert (found["state"], found["asked_now"], found["data_there"]) == ("confirmed", True, True)
+    (server.root / HOUR / f"{STEM}.tombstone").unlink()
+    (server.root / HOUR / f"{STEM}.ts").unlink()
+    found = peer(agent, "--live")
+    assert (found["state"], found["data_there"]) == ("pending", False)
+    assert "it confirmed it once" in found["detail"]
+    assert not (server.root / HOUR / f"{STEM}.tombstone").exists()
+    assert "asked now" in agent.run("status", STEM, "--live").stdout
+
+
+def test_a_peer_that_cannot_be_asked_is_said_and_the_exit_code_too(agent: AgentProcess, server: Sshd) -> None:
+    server.stop()
+    found = peer(agent, "--live", expect=3)
+    assert (found["state"], found["asked_now"]) == ("confirmed", False)
+    assert "cannot be reached" in found["error"]
+    assert "cannot be reached" in agent.run("status", STEM, "--live", expect=3).stderr
+    assert "name some" in agent.run("status", "--live", expect=2).stderr

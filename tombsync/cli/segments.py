@@ -1,0 +1,191 @@
+"""Where single segments stand, at this node and at every peer: what the index knows, or what the peers answer now."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tombsync import errors
+from tombsync.cli.common import (
+    age,
+    exit_code,
+    iso,
+    locate_segment,
+    on_terminal,
+    owner,
+    say,
+    say_json,
+    tell_error,
+    when,
+)
+from tombsync.config import PeerSettings, Settings
+from tombsync.index import MarkerRow, Reader
+from tombsync.names import Kind, classify
+from tombsync.plan import State
+from tombsync.tree import Tree
+
+if TYPE_CHECKING:
+    from tombsync.proof import Heard, Question, Stand
+
+
+def find_markers(settings: Settings, reader: Reader, text: str) -> list[MarkerRow]:
+    """The markers that a person means by a stem or a path. Raises BadName, OutsideRoot."""
+    if "/" in text:
+        row = reader.marker(locate_segment(text, Tree(settings.root)))
+        return [row] if row else []
+    kind, stem = classify(text)
+    return reader.stems_like(classify(stem)[1] if kind is Kind.MISTAKE else stem)
+
+
+def ask_peers(
+    settings: Settings, reader: Reader, peers: Sequence[PeerSettings], rows: Iterable[MarkerRow]
+) -> list[tuple[Heard, list[Question]]]:
+    """Ask these peers now about these markers, and whether they have data: what each heard and was asked."""
+    from tombsync.daemon import target_of, target_text
+    from tombsync.proof import Question, ask
+
+    rows = list(rows)
+    known = {row.name: row.target for row in reader.peers()}
+    states = {row.marker: {d.peer: d.state for d in reader.deliveries(row.marker)} for row in rows}
+    questions = {}
+    for peer in peers:
+        same = known.get(peer.name) == target_text(peer)  # what another target has confirmed says nothing of this one
+        questions[target_of(peer, settings.node)] = [
+            Question(row.marker, row.marked, durable=same and states[row.marker].get(peer.name) is State.CONFIRMED)
+            for row in rows
+        ]
+    if peers and on_terminal(sys.stderr):
+        click.echo(f"asking {', '.join(peer.name for peer in peers)} …", err=True)
+    return list(zip(ask(questions, data=True), questions.values(), strict=True))
+
+
+def tell_segments(settings: Settings, reader: Reader, stems: Sequence[str], *, live: bool, as_json: bool) -> int:
+    """Print how each stands; the exit code: 3 where some are not known here, or a peer could not be asked."""
+    found: list[tuple[str, MarkerRow]] = []
+    documents: list[dict[str, Any]] = []
+    missing = 0
+    for stem in stems:
+        try:
+            rows = find_markers(settings, reader, stem)
+            if not rows:
+                raise errors.NotMarked(stem)
+        except errors.TombsyncError as exc:
+            missing += 1
+            documents.append({"asked": stem, "segment": None, "error": str(exc)})
+            tell_error(exc)
+            continue
+        found += [(stem, row) for row in rows]
+    heard = _hear(settings, reader, [row for _, row in found]) if live else {}
+    for stem, row in found:
+        stands = _stands(settings, reader, row, heard)
+        documents.append({"asked": stem, **_facts(settings, row, stands)})
+        if not as_json:
+            _say(settings, row, stands)
+    if as_json:
+        say_json(documents)
+    elif found:
+        say("nodes that are not configured as peers were not asked")
+    silent = [each.error for each in heard.values() if each.error is not None]
+    for error in silent:
+        tell_error(error)
+    code = exit_code(len(found), missing)
+    return code if code or not silent else errors.EXIT_IN_PART
+
+
+def _hear(settings: Settings, reader: Reader, rows: Sequence[MarkerRow]) -> dict[str, Heard]:
+    sent = {row.marker: row for row in rows if row.pushable}  # no other name may cross a border
+    return {heard.peer: heard for heard, _ in ask_peers(settings, reader, settings.peers, sent.values())}
+
+
+def _stands(settings: Settings, reader: Reader, row: MarkerRow, heard: dict[str, Heard]) -> list[Stand]:
+    from tombsync.proof import stand
+
+    deliveries = {delivery.peer: delivery for delivery in reader.deliveries(row.marker)}
+    peers = {peer.name: peer for peer in reader.peers()}
+    configured = {peer.name for peer in settings.peers}
+    names = sorted(deliveries.keys() | (configured if row.pushable else set()))
+    return [
+        stand(
+            name,
+            row.marker,
+            deliveries.get(name),
+            peers.get(name),
+            heard.get(name),
+            configured=name in configured,
+        )
+        for name in names
+    ]
+
+
+def _facts(settings: Settings, row: MarkerRow, stands: Sequence[Stand]) -> dict[str, Any]:
+    return {
+        "segment": row.marked.path,
+        "hidden_at": iso(row.hidden_at_ns),
+        "source": row.source,
+        "owner": owner(row.owner_uid),
+        "sender": row.sender or None,
+        "origin": row.origin or settings.node,
+        "data_here": _data_here(settings, row),
+        "sent_to_peers": row.pushable,
+        "peers": [
+            {
+                "peer": one.peer,
+                "state": one.state.word if one.state is not None else None,
+                "confirmed_at": iso(one.confirmed_at_ns),
+                "asked_at": iso(one.asked_at_ns),
+                "asked_now": one.asked_now,
+                "data_there": one.data,
+                "data_asked_at": iso(one.data_asked_at_ns),
+                "unreachable_since": iso(one.unreachable_since_ns),
+                "configured": one.configured,
+                "detail": one.detail or None,
+                "error": one.error or one.unreachable_why or None,
+            }
+            for one in stands
+        ],
+    }
+
+
+def _data_here(settings: Settings, row: MarkerRow) -> bool:
+    return any(os.path.lexists(f"{settings.root}/{row.marked.path}{extension}") for extension in (".ts", ".json"))
+
+
+def _say(settings: Settings, row: MarkerRow, stands: Sequence[Stand]) -> None:
+    data = "its data is still here" if _data_here(settings, row) else "its data is not here"
+    by = f"brought by {row.sender}, marked on {row.origin}" if row.sender else f"owner {owner(row.owner_uid) or '-'}"
+    say(row.marked.path)
+    say(f"  hidden here {when(row.hidden_at_ns)} (seen by {row.source}, {by}); {data}")
+    if not row.pushable:
+        say("  not sent to peers: it is no regular file, or its name may not cross a border")
+    elif not stands:
+        say("  no peers are configured: nobody else was told")
+    for one in stands:
+        say(f"  {one.peer}: {_words(one)}")
+
+
+def _words(one: Stand) -> str:
+    if one.state is State.CONFIRMED:
+        words = [f"confirmed {when(one.confirmed_at_ns)}"]
+    else:
+        words = [one.state.word if one.state is not None else "not taken up by the agent yet"]
+    if one.asked_now:
+        words.append("asked now")
+    elif one.asked_at_ns:
+        words.append(f"asked {_ago(one.asked_at_ns)} ago")
+    if one.data is not None:
+        still = "its data is still there" if one.data else "its data is not there"
+        words.append(still if one.asked_now else f"{still}, {_ago(one.data_asked_at_ns)} ago")
+    if one.unreachable_since_ns is not None and not one.asked_now:
+        words.append(f"unreachable since {when(one.unreachable_since_ns)}")
+    if not one.configured:
+        words.append("no longer a peer in the settings")
+    return ", ".join(words) + (f" ({one.detail})" if one.detail else "")
+
+
+def _ago(at_ns: int | None) -> str:
+    return age(max(0.0, time.time() - (at_ns or 0) / 1e9))
