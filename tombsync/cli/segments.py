@@ -66,34 +66,36 @@ def ask_peers(
 
 def tell_segments(settings: Settings, reader: Reader, stems: Sequence[str], *, live: bool, as_json: bool) -> int:
     """Print how each stands; the exit code: 3 where some are not known here, or a peer could not be asked."""
-    found: list[tuple[str, MarkerRow]] = []
-    documents: list[dict[str, Any]] = []
-    missing = 0
+    found: list[tuple[str, MarkerRow | errors.TombsyncError]] = []  # in the order in which they were asked for
     for stem in stems:
         try:
             rows = find_markers(settings, reader, stem)
             if not rows:
                 raise errors.NotMarked(stem)
         except errors.TombsyncError as exc:
-            missing += 1
-            documents.append({"asked": stem, "segment": None, "error": str(exc)})
+            found.append((stem, exc))
             tell_error(exc)
-            continue
-        found += [(stem, row) for row in rows]
-    heard = _hear(settings, reader, [row for _, row in found]) if live else {}
+        else:
+            found += [(stem, row) for row in rows]
+    markers = [row for _, row in found if isinstance(row, MarkerRow)]
+    heard = _hear(settings, reader, markers) if live else {}
+    documents: list[dict[str, Any]] = []
     for stem, row in found:
+        if not isinstance(row, MarkerRow):
+            documents.append({"asked": stem, "segment": None, "error": str(row)})
+            continue
         stands = _stands(settings, reader, row, heard)
         documents.append({"asked": stem, **_facts(settings, row, stands)})
         if not as_json:
             _say(settings, row, stands)
     if as_json:
         say_json(documents)
-    elif found:
+    elif markers:
         say("nodes that are not configured as peers were not asked")
     silent = [each.error for each in heard.values() if each.error is not None]
     for error in silent:
         tell_error(error)
-    code = exit_code(len(found), missing)
+    code = exit_code(len(markers), len(found) - len(markers))
     return code if code or not silent else errors.EXIT_IN_PART
 
 
