@@ -67,6 +67,24 @@ def test_live_asks_now_and_creates_nothing(agent: AgentProcess, server: Sshd) ->
     assert "asked now" in agent.run("status", STEM, "--live").stdout
 
 
+def test_pending_lists_what_is_not_everywhere_and_why(agent: AgentProcess, server: Sshd) -> None:
+    assert json.loads(agent.run("status", "--pending", "--json").stdout) == []
+    assert "every peer has confirmed" in agent.run("status", "--pending").stdout
+    server.stop()
+    wait_for(lambda: agent.metric("peer_up", peer="node-b") == 0, "the peer to be down")
+    others = [segment_stem(number) for number in (2, 4)]
+    for stem in others:
+        touch(agent.root / HOUR, stem)
+        wait_for(lambda stem=stem: agent.hidden(f"{HOUR}/{stem}"), "it to be hidden")  # type: ignore[misc]
+    documents = json.loads(agent.run("status", "--pending", "--json").stdout)
+    assert [document["segment"] for document in documents] == [f"{HOUR}/{stem}" for stem in reversed(others)]
+    assert {(document["peer"], document["state"]) for document in documents} == {("node-b", "pending")}
+    assert all(document["why"] for document in documents)
+    told = agent.run("status", "--pending", "--limit", "1").stdout.splitlines()
+    assert others[1] in told[0] and "and more" in told[1]
+    assert agent.run("status", "--pending", STEM, expect=2).returncode == 2
+
+
 def test_a_peer_that_cannot_be_asked_is_said_and_the_exit_code_too(agent: AgentProcess, server: Sshd) -> None:
     server.stop()
     found = peer(agent, "--live", expect=3)

@@ -20,6 +20,7 @@ from tombsync.cli.common import (
     owner,
     say,
     say_json,
+    say_table,
     tell_error,
     when,
 )
@@ -31,6 +32,8 @@ from tombsync.tree import Tree
 
 if TYPE_CHECKING:
     from tombsync.proof import Heard, Question, Stand
+
+_PAGE = 500
 
 
 def find_markers(settings: Settings, reader: Reader, text: str) -> list[MarkerRow]:
@@ -97,6 +100,45 @@ def tell_segments(settings: Settings, reader: Reader, stems: Sequence[str], *, l
         tell_error(error)
     code = exit_code(len(markers), len(found) - len(markers))
     return code if code or not silent else errors.EXIT_IN_PART
+
+
+def tell_pending(reader: Reader, *, limit: int, as_json: bool) -> int:
+    """Print what is not everywhere yet, newest first, `limit` deliveries of each peer at most."""
+    documents: list[dict[str, Any]] = []
+    left = False
+    for peer in reader.peers():
+        count = 0
+        for delivery in reader.unconfirmed(peer.peer, limit=_PAGE):
+            row = reader.marker_of_key(delivery.marker)
+            if row is None:
+                continue
+            if count == limit:
+                left = True
+                break
+            count += 1
+            documents.append(
+                {
+                    "segment": row.marked.path,
+                    "peer": peer.name,
+                    "state": delivery.state.word,
+                    "hidden_at": iso(row.hidden_at_ns),
+                    "asked_at": iso(delivery.asked_at_ns),
+                    "why": delivery.detail or (None if peer.up else peer.error) or None,
+                }
+            )
+    if as_json:
+        say_json(documents)
+        return 0
+    if not documents:
+        say("every peer has confirmed, or does not keep, all that is hidden here")
+        return 0
+    say_table(
+        ("SEGMENT", "PEER", "STATE", "HIDDEN", "WHY"),
+        ((d["segment"], d["peer"], d["state"], d["hidden_at"], d["why"] or "-") for d in documents),
+    )
+    if left:
+        say(f"… and more: --limit shows more than {limit} of a peer")
+    return 0
 
 
 def _hear(settings: Settings, reader: Reader, rows: Sequence[MarkerRow]) -> dict[str, Heard]:

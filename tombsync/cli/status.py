@@ -22,7 +22,7 @@ from tombsync.cli.common import (
     tree_doubt,
     when,
 )
-from tombsync.cli.segments import tell_segments
+from tombsync.cli.segments import tell_pending, tell_segments
 from tombsync.config import Settings
 from tombsync.index import PeerRow, Reader, agent_pid
 from tombsync.plan import State
@@ -31,9 +31,11 @@ from tombsync.plan import State
 @click.command()
 @click.argument("stems", nargs=-1, metavar="[STEM...]")
 @place_options
+@click.option("--pending", is_flag=True, help="List what is not everywhere yet, and why.")
+@click.option("--limit", default=1000, show_default=True, help="With --pending: lines of each peer at most.")
 @click.option("--live", is_flag=True, help="Ask every peer now, instead of telling what it answered last.")
 @json_option
-def status(stems: tuple[str, ...], place: Place, live: bool, as_json: bool) -> int:
+def status(stems: tuple[str, ...], place: Place, pending: bool, limit: int, live: bool, as_json: bool) -> int:
     """Show this node and its peers, or for each STEM (or path) how it stands at every node.
 
     For each: has it the tombstone, confirmed when, asked when, and still the data. Without --live it is what the agent
@@ -43,15 +45,20 @@ def status(stems: tuple[str, ...], place: Place, live: bool, as_json: bool) -> i
     \b
     Example
       tombsync status
+      tombsync status --pending
       tombsync status --live 45:51.608000-2.0-full-7IS92rssMzoSBQDIevHStbTNy-URRV3Vw-jzZ6pwOZM
     """
     if live and not stems:
         raise click.UsageError("--live asks about segments: name some")
+    if pending and stems:
+        raise click.UsageError("--pending lists all that is not everywhere: name no segments")
     settings = place.settings()
     reader = open_reader(settings)
     try:
         if stems:
             return tell_segments(settings, reader, stems, live=live, as_json=as_json)
+        if pending:
+            return tell_pending(reader, limit=max(1, limit), as_json=as_json)
         facts = node_facts(settings, reader)
         if as_json:
             say_json(facts)

@@ -253,6 +253,11 @@ class Reader(Proofs):
         )
         return self._marker(rows[0]) if rows else None
 
+    def marker_of_key(self, marker: int) -> MarkerRow | None:
+        """One marker by its key; None where it was forgotten meanwhile."""
+        rows = self._all(f"SELECT {_MARKER_COLUMNS} FROM marker m WHERE m.id = ?", (marker,))
+        return self._marker(rows[0]) if rows else None
+
     def stems_like(self, stem: str, limit: int = 20) -> list[MarkerRow]:
         """Recorded tombstones of this stem in whatever hour."""
         rows = self._all(
