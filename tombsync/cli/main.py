@@ -27,6 +27,7 @@ _COMMANDS = {
     "status": "status:status",
     "release": "release:release",
     "purge": "purge:purge",
+    "report": "report:report",
     "rescan": "rescan:rescan",
     "adopt-root": "adopt_root:adopt_root",
     "peer": "peer:peer",

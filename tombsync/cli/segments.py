@@ -81,16 +81,17 @@ def tell_segments(settings: Settings, reader: Reader, stems: Sequence[str], *, l
         else:
             found += [(stem, row) for row in rows]
     markers = [row for _, row in found if isinstance(row, MarkerRow)]
-    heard = _hear(settings, reader, markers) if live else {}
+    heard = hear(settings, reader, markers) if live else {}
     documents: list[dict[str, Any]] = []
     for stem, row in found:
         if not isinstance(row, MarkerRow):
             documents.append({"asked": stem, "segment": None, "error": str(row)})
             continue
-        stands = _stands(settings, reader, row, heard)
-        documents.append({"asked": stem, **_facts(settings, row, stands)})
+        stands = stands_of(settings, reader, row, heard)
+        documents.append({"asked": stem, **segment_facts(settings, row, stands)})
         if not as_json:
-            _say(settings, row, stands)
+            for line in segment_lines(settings, row, stands):
+                say(line)
     if as_json:
         say_json(documents)
     elif markers:
@@ -141,12 +142,14 @@ def tell_pending(reader: Reader, *, limit: int, as_json: bool) -> int:
     return 0
 
 
-def _hear(settings: Settings, reader: Reader, rows: Sequence[MarkerRow]) -> dict[str, Heard]:
+def hear(settings: Settings, reader: Reader, rows: Sequence[MarkerRow]) -> dict[str, Heard]:
+    """What each peer answers now, by its name."""
     sent = {row.marker: row for row in rows if row.pushable}  # no other name may cross a border
     return {heard.peer: heard for heard, _ in ask_peers(settings, reader, settings.peers, sent.values())}
 
 
-def _stands(settings: Settings, reader: Reader, row: MarkerRow, heard: dict[str, Heard]) -> list[Stand]:
+def stands_of(settings: Settings, reader: Reader, row: MarkerRow, heard: dict[str, Heard]) -> list[Stand]:
+    """How it stands at each peer."""
     from tombsync.proof import stand
 
     deliveries = {delivery.peer: delivery for delivery in reader.deliveries(row.marker)}
@@ -166,7 +169,8 @@ def _stands(settings: Settings, reader: Reader, row: MarkerRow, heard: dict[str,
     ]
 
 
-def _facts(settings: Settings, row: MarkerRow, stands: Sequence[Stand]) -> dict[str, Any]:
+def segment_facts(settings: Settings, row: MarkerRow, stands: Sequence[Stand]) -> dict[str, Any]:
+    """How it stands, for programs."""
     return {
         "segment": row.marked.path,
         "hidden_at": iso(row.hidden_at_ns),
@@ -199,17 +203,20 @@ def _data_here(settings: Settings, row: MarkerRow) -> bool:
     return any(os.path.lexists(f"{settings.root}/{row.marked.path}{extension}") for extension in (".ts", ".json"))
 
 
-def _say(settings: Settings, row: MarkerRow, stands: Sequence[Stand]) -> None:
+def segment_lines(settings: Settings, row: MarkerRow, stands: Sequence[Stand]) -> list[str]:
+    """How it stands, in words."""
     data = "its data is still here" if _data_here(settings, row) else "its data is not here"
     by = f"brought by {row.sender}, marked on {row.origin}" if row.sender else f"owner {owner(row.owner_uid) or '-'}"
-    say(row.marked.path)
-    say(f"  hidden here {when(row.hidden_at_ns)} (seen by {row.source}, {by}); {data}")
+    lines = [
+        row.marked.path,
+        f"  hidden here {when(row.hidden_at_ns)} (seen by {row.source}, {by}); {data}",
+        *(f"  {one.peer}: {_words(one)}" for one in stands),
+    ]
     if not row.pushable:
-        say("  not sent to peers: it is no regular file, or its name may not cross a border")
+        lines.append("  not sent to peers: it is no regular file, or its name may not cross a border")
     elif not stands:
-        say("  no peers are configured: nobody else was told")
-    for one in stands:
-        say(f"  {one.peer}: {_words(one)}")
+        lines.append("  no peers are configured: nobody else was told")
+    return lines
 
 
 def _words(one: Stand) -> str:

@@ -1,0 +1,106 @@
+"""The takedown report: what it says, and that one changed byte is found."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.agent import AgentProcess, make_hour, peer_table, segment_stem
+from tests.support.programs import need
+from tests.support.sshd import Sshd
+from tests.support.waiting import wait_for
+
+HOUR = "desertbus/source/2019-11-13T02"
+STEM = segment_stem(0)
+
+
+@pytest.fixture
+def server() -> Iterator[Sshd]:
+    with Sshd() as server:
+        make_hour(server.root)
+        yield server
+
+
+@pytest.fixture
+def agent(tmp_path: Path, server: Sshd) -> Iterator[AgentProcess]:
+    """A node with one segment marked by command, which its peer has confirmed."""
+    agent = AgentProcess(tmp_path, peers=[peer_table("node-b", server)])
+    make_hour(agent.root)
+    with agent:
+        agent.run("mark", "--reason", "shows a phone number", f"{HOUR}/{STEM}.ts")
+        wait_for(lambda: agent.states(f"{HOUR}/{STEM}") == {"node-b": "confirmed"}, "the confirmation")
+        yield agent
+
+
+@pytest.fixture
+def signer(tmp_path: Path) -> tuple[Path, Path]:
+    """A key, and a file that allows it."""
+    key = tmp_path / "id"
+    subprocess.run([need("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    allowed = tmp_path / "signers"
+    allowed.write_text(f"auditor@example {key.with_suffix('.pub').read_text()}")
+    return key, allowed
+
+
+def test_it_says_who_when_why_and_where_data_still_is(agent: AgentProcess) -> None:
+    document = json.loads(agent.run("report", STEM, "--live", "--json").stdout)
+    (segment,) = document["segments"]
+    assert segment["segment"] == f"{HOUR}/{STEM}"
+    assert segment["claimed"]["reason"] == "shows a phone number"
+    assert segment["claimed"]["node"] == "node-a"
+    assert segment["data_here"] is True
+    (peer,) = segment["peers"]
+    assert (peer["peer"], peer["state"], peer["data_there"], peer["asked_now"]) == ("node-b", "confirmed", True, True)
+    assert peer["confirmed_at"]
+    text = agent.run("report", STEM).stdout
+    assert "nobody was asked now" in text
+    assert "reason shows a phone number" in text
+    assert "no tombstone of this name" in agent.run("report", "nonsense", expect=1).stderr
+
+
+def test_a_peer_that_could_not_be_asked_is_in_it(agent: AgentProcess, server: Sshd) -> None:
+    server.stop()
+    done = agent.run("report", STEM, "--live", "--json", expect=3)
+    (peer,) = json.loads(done.stdout)["segments"][0]["peers"]
+    assert peer["asked_now"] is False
+    assert "cannot be reached" in peer["error"]
+
+
+def test_one_changed_byte_is_found(agent: AgentProcess, signer: tuple[Path, Path], tmp_path: Path) -> None:
+    key, allowed = signer
+    path = tmp_path / "report.json"
+    agent.run("report", STEM, "--output", str(path), "--sign", str(key))
+    assert path.stat().st_mode & 0o077 == 0
+
+    def verify(expect: int, *more: str) -> str:
+        command = ["tombsync", "report", "verify", str(path), "--allowed-signers", str(allowed), *more]
+        done = subprocess.run([*agent.program, *command[1:]], capture_output=True, text=True, check=False)
+        assert done.returncode == expect, done.stderr
+        return done.stdout + done.stderr
+
+    assert "is as auditor@example signed it" in verify(0)
+    assert "auditor@example" in verify(0, "--identity", "auditor@example")
+    assert "the signature does not hold" in verify(1, "--identity", "somebody@example")
+    whole = path.read_bytes()
+    for at in (0, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        assert "the signature does not hold" in verify(1)
+    path.write_bytes(whole)
+    allowed.write_text("")
+    assert "the signature does not hold" in verify(1)
+    assert "cannot be read" in verify(1, "--signature", "/nonexistent")
+
+
+def test_what_is_there_is_not_replaced_and_a_bad_key_is_said(agent: AgentProcess, tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    path.write_text("mine")
+    assert "File exists" in agent.run("report", STEM, "--output", str(path), expect=1).stderr
+    assert path.read_text() == "mine"
+    other = str(tmp_path / "other.json")
+    refused = agent.run("report", STEM, "--output", other, "--sign", str(path), expect=1)
+    assert "cannot sign with" in refused.stderr
+    assert agent.run("report", STEM, "--sign", str(path), expect=2).returncode == 2
