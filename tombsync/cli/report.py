@@ -1,4 +1,4 @@
-"""`tombsync report`: a takedown report, for whoever has to be shown that something is gone; signed if a key is given."""
+"""`tombsync report`: a takedown report, for whoever has to be shown that something is gone; signed if wanted."""
 
 from __future__ import annotations
 
@@ -57,9 +57,11 @@ def report() -> None:
 def make(stems: tuple[str, ...], place: Place, live: bool, output: str | None, sign: str | None, as_json: bool) -> int:
     """Who marked each segment, when and why; when each node confirmed it; where its data still is.
 
+    The word `make` may be left out.
+
     \b
     Example
-      tombsync report --live 45:51.608000-2.0-full-… --output report.json --sign ~/.ssh/id_ed25519
+      tombsync report make --live 45:51.608000-2.0-full-… --output report.json --sign ~/.ssh/id_ed25519
     """
     if sign and not output:
         raise click.UsageError("--sign needs --output FILE: the signature is that of a file")
