@@ -351,7 +351,7 @@ class StallingTree(agent.Tree):
         threading.Event().wait()
 
 agent.Tree = StallingTree
-agent.STALLED_AFTER_S = 5.0  # more than any turn takes here
+agent.STALLED_AFTER_S = 7.0  # more than any turn takes here
 main()
 """
 
@@ -383,7 +383,7 @@ class SlowTree(agent.Tree):
         return super().sight(marked)
 
 agent.Tree = SlowTree
-agent.STALLED_AFTER_S = 4.0
+agent.STALLED_AFTER_S = 7.0
 agent.STOOD_STILL_AFTER_S = 2.5
 main()
 """
@@ -1201,7 +1201,7 @@ IMPATIENT = """
 from tombsync.cli.main import main
 from tombsync.daemon import agent
 
-agent.STALLED_AFTER_S = 4.0
+agent.STALLED_AFTER_S = 7.0  # no idle turn is longer than 5 s
 main()
 """
 
@@ -1224,7 +1224,7 @@ def test_a_full_disk_under_the_index_is_waited_out(tmp_path: Path) -> None:
             wait_for(lambda: agent.records("state-refused"), "the refusal to be told")
             agent.signal(signal.SIGUSR2)
             retries = agent.metric("index_retries_total")
-            wait_for(lambda: agent.metric("index_retries_total") >= retries + 6, "more seconds than any turn takes")
+            wait_for(lambda: agent.metric("index_retries_total") >= retries + 9, "more seconds than any turn takes")
             assert agent.get("/healthz")[0] == 200
             assert not agent.hidden(MARK)
             filler.unlink()

@@ -824,7 +824,7 @@ class FailingMailbox(agent.Mailbox):
         raise RuntimeError("the handler fails")
 
 agent.Mailbox = FailingMailbox
-agent.STALLED_AFTER_S = 5.0  # more than any turn takes here
+agent.STALLED_AFTER_S = 7.0  # more than any turn takes here
 main()
 """
 
