@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,6 @@ from tombsync.cli.common import (
     Place,
     exit_code,
     json_option,
-    on_terminal,
     open_reader,
     place_options,
     require_readable,
@@ -24,6 +22,7 @@ from tombsync.cli.common import (
     tree_doubt,
     warn,
 )
+from tombsync.cli.progress import Bar
 from tombsync.config import Settings
 from tombsync.index import Reader, agent_pid
 
@@ -34,34 +33,6 @@ _LOOK_S = 0.1
 # A rescan that began so shortly before it was asked for counts as the one that was meant: the command itself had not
 # begun by then, and nothing is older than the question by less.
 _SLACK_NS = 100_000_000
-
-
-class _Bar:
-    """A progress bar on a terminal, nothing elsewhere."""
-
-    def __init__(self, kind: str) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-        self._progress = Progress(
-            *columns, console=Console(stderr=True), transient=True, disable=not on_terminal(sys.stderr)
-        )
-        self._task = self._progress.add_task(f"{kind} rescan", total=None)
-        self._progress.start()
-
-    def show(self, done: int, total: int) -> None:
-        """Hours compared, of how many."""
-        self._progress.update(self._task, completed=done, total=total or None)
-
-    def follow(self, progress: Progress | None) -> None:
-        """Show a rescan of this process."""
-        if progress is not None:
-            self.show(progress.done, progress.total)
-
-    def close(self) -> None:
-        """Take the bar away."""
-        self._progress.stop()
 
 
 @click.command()
@@ -101,11 +72,12 @@ def _here(settings: Settings, kind: str) -> tuple[float, int]:
     from tombsync.daemon import rescan_once
     from tombsync.rescan import RescanKind
 
-    bar = _Bar(kind)
-    try:
-        return rescan_once(settings, RescanKind(kind), bar.follow)
-    finally:
-        bar.close()
+    def follow(progress: Progress | None) -> None:
+        if progress is not None:
+            bar.show(progress.done, progress.total)
+
+    with Bar(f"{kind} rescan") as bar:
+        return rescan_once(settings, RescanKind(kind), follow)
 
 
 def _by_agent(settings: Settings, pid: int, kind: str, no_wait: bool) -> tuple[float | None, int]:
@@ -135,9 +107,8 @@ def _await_completed(
     settings: Settings, reader: Reader, kind: str, before: int | None, asked_ns: int
 ) -> tuple[float, int]:
     """Wait for a rescan that began after it was asked for: one that ran by then may have passed what was meant."""
-    bar = _Bar(kind)
     ends = {before}
-    try:
+    with Bar(f"{kind} rescan") as bar:
         while True:
             ended_ns = reader.fact(f"rescan_{kind}_ns")
             if ended_ns not in ends:
@@ -151,5 +122,3 @@ def _await_completed(
             if reader.fact("rescan_kind") == kind:
                 bar.show(reader.fact("rescan_done") or 0, reader.fact("rescan_total") or 0)
             time.sleep(_LOOK_S)  # another process's commit is nothing that can be waited for
-    finally:
-        bar.close()

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
-
-import click
 
 from tombsync import errors
 from tombsync.cli.common import (
@@ -16,7 +13,6 @@ from tombsync.cli.common import (
     exit_code,
     iso,
     locate_segment,
-    on_terminal,
     owner,
     say,
     say_json,
@@ -24,6 +20,7 @@ from tombsync.cli.common import (
     tell_error,
     when,
 )
+from tombsync.cli.progress import Bar
 from tombsync.config import PeerSettings, Settings
 from tombsync.index import MarkerRow, Reader
 from tombsync.names import Kind, classify
@@ -62,9 +59,8 @@ def ask_peers(
             Question(row.marker, row.marked, durable=same and states[row.marker].get(peer.name) is State.CONFIRMED)
             for row in rows
         ]
-    if peers and on_terminal(sys.stderr):
-        click.echo(f"asking {', '.join(peer.name for peer in peers)} …", err=True)
-    return list(zip(ask(questions, data=True), questions.values(), strict=True))
+    with Bar(f"asking {len(questions)} peers") as bar:
+        return list(zip(ask(questions, data=True, on_progress=bar.show), questions.values(), strict=True))
 
 
 def tell_segments(settings: Settings, reader: Reader, stems: Sequence[str], *, live: bool, as_json: bool) -> int:
