@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.agent import AgentProcess, make_hour, peer_table, segment_stem, touch
+from tests.support.index import database
 from tests.support.sshd import Sshd
 from tests.support.waiting import wait_for
 
@@ -71,6 +76,78 @@ def test_it_asks_first_and_not_where_nobody_can_answer(agent: AgentProcess) -> N
     assert here(agent) == ALL
 
 
+def answer(agent: AgentProcess, typed: str) -> int:
+    """Purge one stem on a terminal where a person types that; the exit code."""
+    ours, theirs = pty.openpty()
+    command = [*agent.program, "purge", STEM, "--config", str(agent.config)]
+    with subprocess.Popen(command, stdin=theirs, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        os.write(ours, typed.encode())
+        code = process.wait(30)
+    os.close(ours)
+    os.close(theirs)
+    return code
+
+
+def test_on_a_terminal_it_asks(agent: AgentProcess) -> None:
+    assert answer(agent, "n\n") != 0
+    assert answer(agent, "\n") != 0
+    assert here(agent) == ALL
+    assert answer(agent, "y\n") == 0
+    assert here(agent) == ALL - {f"{STEM}.ts"}
+
+
+def records(done: subprocess.CompletedProcess[str], event: str) -> list[dict[str, Any]]:
+    """What a command recorded, where the settings send the audit to stderr."""
+    found = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    return [record for record in found if record["TOMBSYNC_EVENT"] == event]
+
+
+def test_each_file_and_each_peer_that_was_left_out_is_journalled(agent: AgentProcess, servers: list[Sshd]) -> None:
+    (agent.root / HOUR / f"{STEM}.json").write_bytes(b"four")
+    servers[1].stop()
+    dry = agent.run("purge", STEM, OTHER, "--dry-run", "--except-peer", "node-1")
+    assert records(dry, "purged") == records(dry, "purge-excepted") == []
+    done = agent.run("purge", STEM, OTHER, "--yes", "--except-peer", "node-1")
+    purged = {record["TOMBSYNC_FILE"]: record for record in records(done, "purged")}
+    assert {name: record["TOMBSYNC_BYTES"] for name, record in purged.items()} == {
+        f"{STEM}.ts": "7", f"{STEM}.json": "4", f"{OTHER}.ts": "7"
+    }  # fmt: skip
+    assert {record["TOMBSYNC_SEGMENT"] for record in purged.values()} == {f"{HOUR}/{STEM}", f"{HOUR}/{OTHER}"}
+    assert all(record["TOMBSYNC_ACTOR"] for record in purged.values())
+    (excepted,) = records(done, "purge-excepted")
+    assert excepted["TOMBSYNC_PEER"] == "node-1"
+
+
+def test_with_the_agent_down_it_works_too(agent: AgentProcess) -> None:
+    assert agent.stop() == 0
+    assert "deleted 2 files" in agent.run("purge", STEM, OTHER, "--yes").stdout
+    assert here(agent) == {f"{VISIBLE}.ts", f"{STEM}.tombstone", f"{OTHER}.tombstone"}
+
+
+def test_a_mark_that_was_taken_back_keeps_the_data(agent: AgentProcess) -> None:
+    assert agent.stop() == 0
+    with database(agent.state_dir / "index.sqlite") as index:
+        index.execute(
+            "INSERT INTO marker (hour, stem, gen, source, hidden_at_ns) SELECT hour, stem, 1, source, hidden_at_ns"
+            " FROM marker WHERE stem = ?",
+            (STEM,),
+        )
+    assert "taken back" in agent.run("purge", STEM, "--yes", expect=1).stderr
+    assert here(agent) == ALL
+    wait_for(lambda: "deleted 1 files" in agent.run("purge", "--older-than", "1s", "--yes").stdout, "its second")
+    assert here(agent) == ALL - {f"{OTHER}.ts"}
+
+
+def test_leftovers_are_listed_and_stay(agent: AgentProcess) -> None:
+    assert "no hour holds hidden data alone" in agent.run("purge", "--leftovers").stdout
+    (agent.root / HOUR / f"{VISIBLE}.ts").unlink()
+    agent.run("rescan", "--full")
+    listed = json.loads(agent.run("purge", "--leftovers", "--json").stdout)
+    assert [file["file"] for file in listed] == [f"{HOUR}/{STEM}.ts", f"{HOUR}/{OTHER}.ts"]
+    assert "2 files, 14 bytes" in agent.run("purge", "--leftovers").stdout
+    assert here(agent) == ALL - {f"{VISIBLE}.ts"}
+
+
 def test_one_peer_that_is_down_keeps_everything(agent: AgentProcess, servers: list[Sshd]) -> None:
     servers[1].stop()
     refused = agent.run("purge", STEM, "--yes", expect=1)
@@ -85,6 +162,38 @@ def test_a_peer_that_lost_its_tombstone_keeps_everything(agent: AgentProcess, se
     assert f"node-0: {HOUR}/{STEM}: pending" in refused.stderr
     assert OTHER not in refused.stderr
     assert here(agent) == ALL
+
+
+def test_a_peer_that_is_silent_keeps_everything(agent: AgentProcess, servers: list[Sshd]) -> None:
+    servers[0].freeze()
+    refused = agent.run("purge", STEM, "--yes", expect=1)
+    assert "node-0: did not answer in time" in refused.stderr
+    assert here(agent) == ALL
+
+
+@pytest.mark.parametrize(
+    ("gone", "reason"),
+    [("", "its segment tree is missing there"), ("desertbus", "is its tree mounted whole?"), (HOUR, "")],
+    ids=["root", "channel", "hour"],
+)
+def test_a_peer_that_lost_more_than_a_tombstone(
+    agent: AgentProcess, servers: list[Sshd], gone: str, reason: str
+) -> None:
+    """An hour goes with retention, as it should; a channel that was kept there may only be a mount that is missing."""
+    (servers[0].root / gone).rename(servers[0].directory / "lost")
+    done = agent.run("purge", STEM, "--yes", expect=1 if reason else 0)
+    assert reason in done.stderr
+    assert here(agent) == (ALL if reason else ALL - {f"{STEM}.ts"})
+
+
+def test_a_peer_that_never_kept_the_channel_is_in_nobodys_way(tmp_path: Path) -> None:
+    with Sshd() as server:
+        agent = AgentProcess(tmp_path, peers=[peer_table("node-0", server)])
+        make_hour(agent.root)
+        with agent:
+            touch(agent.root / HOUR, STEM)
+            wait_for(lambda: agent.states(f"{HOUR}/{STEM}") == {"node-0": "not-served"}, "the answer")
+            assert "deleted 1 files" in agent.run("purge", STEM, "--yes").stdout
 
 
 def test_a_peer_with_another_host_key_keeps_everything(agent: AgentProcess, servers: list[Sshd]) -> None:

@@ -67,6 +67,23 @@ def test_a_directory_swapped_for_a_link_deletes_nothing_outside(ground: Ground, 
     assert (outside / f"{STEM}.ts").exists()
 
 
+def test_a_directory_swapped_while_it_is_open_deletes_nothing_outside(ground: Ground, tmp_path: Path) -> None:
+    files = ground.listed()
+    outside, moved = tmp_path / "outside", tmp_path / "moved"
+    outside.mkdir()
+    for name in (f"{STEM}.ts", f"{STEM}.tombstone"):
+        (outside / name).write_bytes(b"of somebody else")
+
+    def swap(*_: object) -> None:
+        ground.hour.rename(moved)
+        ground.hour.symlink_to(outside)
+
+    ((_, error),) = delete_data(ground.tree, ground.identity, ground.marked.hour, files, swap)
+    assert error is None  # the very file that was listed, in the directory that was opened
+    assert {path.name for path in outside.iterdir()} == {f"{STEM}.ts", f"{STEM}.tombstone"}
+    assert (moved / f"{STEM}.tombstone").exists()
+
+
 @pytest.mark.parametrize("change", ["replaced", "link", "unmarked", "directory"])
 def test_what_is_another_file_by_now_stays(ground: Ground, tmp_path: Path, change: str) -> None:
     files = ground.listed()

@@ -6,11 +6,12 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import click
 
 from tombsync import errors
-from tombsync.audit import Audit, Event, journald_is_there, open_audit
+from tombsync.audit import Audit, Event, open_audit
 from tombsync.cli.common import (
     Place,
     dry_run_option,
@@ -26,13 +27,16 @@ from tombsync.cli.common import (
     warn,
 )
 from tombsync.cli.mark import claimed_actor
+from tombsync.cli.progress import Bar
 from tombsync.cli.segments import ask_peers, find_markers
 from tombsync.config import PeerSettings, Settings
 from tombsync.index import MarkerRow, Reader
-from tombsync.names import Hour, printable
+from tombsync.names import Hour, Marked, printable
 from tombsync.tree import DataFile, Tree, delete_data, list_data, remember_purge
 
 _PAGE = 500
+_RECORDS = 5_000  # of the audit at once, a quarter of its queue: a purge deletes faster than a journal takes them
+_RECORDS_TIMEOUT_S = 30.0  # for these to be taken; journald needs a tenth of a second
 _SHOWN = 50
 _AGE_PATTERN = re.compile(r"([1-9][0-9]{0,8})(s|min|h|d)")
 _UNITS_S = {"s": 1, "min": 60, "h": 3600, "d": 86400}
@@ -51,6 +55,9 @@ def _age_s(ctx: click.Context, param: click.Parameter, value: str | None) -> int
 @click.argument("stems", nargs=-1, metavar="[STEM...]")
 @place_options
 @click.option("--older-than", callback=_age_s, metavar="AGE", help="All that was hidden so long ago, like 7d or 12h.")
+@click.option(
+    "--leftovers", is_flag=True, help="Only list hidden data in hours where nothing is visible; delete nothing."
+)
 @click.option("--except-peer", "excepted", multiple=True, metavar="NAME", help="Leave out a retired peer; journalled.")
 @click.option("--no-peers", is_flag=True, help="Delete although no peer is configured that could be asked.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
@@ -60,6 +67,7 @@ def purge(
     stems: tuple[str, ...],
     place: Place,
     older_than: int | None,
+    leftovers: bool,
     excepted: tuple[str, ...],
     no_peers: bool,
     yes: bool,
@@ -72,22 +80,29 @@ def purge(
     channel: else a peer without the tombstone would give the data back. One peer that is silent, or cannot say so, and
     nothing at all is deleted. Nodes that are not configured are not asked.
 
-    STEM is a stem, or a path as `tombsync mark` takes it. Exit code 0: all is deleted, 1: nothing, 3: a part.
+    --leftovers lists what retention leaves behind: it passes over data that is hidden when it clears an hour. An hour
+    of which everything was marked looks the same.
+
+    STEM is a stem, or a path as `tombsync mark` takes it. Each file that is deleted is journalled. Exit code 0: all is
+    deleted, 1: nothing, 3: a part.
 
     \b
     Example
       tombsync purge --older-than 7d --dry-run
       tombsync purge desertbus/source/2019-11-13T02/45:51.608000-2.0-full-….ts
     """
-    if bool(stems) == (older_than is not None):
-        raise click.UsageError("name segments, or say --older-than AGE")
+    if bool(stems) + (older_than is not None) + leftovers != 1:
+        raise click.UsageError("name segments, or say --older-than AGE or --leftovers")
     settings = place.settings()
+    if leftovers:
+        _tell_leftovers(settings, as_json=as_json)
+        return 0
     peers = _to_ask(settings, excepted, no_peers=no_peers)
     reader = open_reader(settings)
     try:
         tree, identity = Tree(settings.root), _identity(settings, reader)
         rows = _named(settings, reader, stems) if stems else _older(reader, older_than or 0)
-        files = _data(tree, identity, rows, strict=bool(stems))
+        files = _data(reader, tree, identity, rows, strict=bool(stems))
         if not as_json:
             _show(files)
         if files:
@@ -137,13 +152,18 @@ def _older(reader: Reader, age_s: int) -> Iterator[MarkerRow]:
 
 
 def _data(
-    tree: Tree, identity: str, rows: Sequence[MarkerRow] | Iterator[MarkerRow], *, strict: bool
+    reader: Reader, tree: Tree, identity: str, rows: Sequence[MarkerRow] | Iterator[MarkerRow], *, strict: bool
 ) -> list[tuple[MarkerRow, DataFile]]:
     """The data files of these markers. What must not be purged is an error if it was named, and else passed over."""
     files: list[tuple[MarkerRow, DataFile]] = []
     with tree.open_believed(identity) as root_fd:
         for row in rows:
+            newest = reader.marker(row.marked)
+            if newest is None or newest.marker != row.marker:  # an older generation decides nothing
+                continue
             try:
+                if not row.hides:
+                    raise errors.NotPurgeable(row.marked.path, "its mark was taken back: it is not hidden")
                 if not row.pushable:
                     raise errors.NotPurgeable(
                         row.marked.path, "its tombstone is not sent to peers, so none can have it"
@@ -154,6 +174,32 @@ def _data(
                     raise
                 warn(str(exc))
     return files
+
+
+def _tell_leftovers(settings: Settings, *, as_json: bool) -> None:
+    """Print the hidden data of hours of which nothing is visible."""
+    reader = open_reader(settings)
+    try:
+        tree = Tree(settings.root)
+        with tree.open_believed(_identity(settings, reader)) as root_fd:
+            files = [file for hour in reader.leftover_hours(limit=_PAGE) for file in _of_hour(reader, root_fd, hour)]
+    finally:
+        reader.close()
+    if as_json:
+        say_json([{"file": file.path, "bytes": file.size_bytes} for file in files])
+    elif not files:
+        say("no hour holds hidden data alone")
+    else:
+        say_table(("FILE", "BYTES"), ((file.path, file.size_bytes) for file in files))
+        say(f"{len(files)} files, {sum(file.size_bytes for file in files)} bytes, in hours where nothing is visible")
+
+
+def _of_hour(reader: Reader, root_fd: int, hour: Hour) -> Iterator[DataFile]:
+    for stem in sorted(reader.markers(hour)):
+        try:
+            yield from list_data(root_fd, Marked(hour, stem))
+        except errors.NotPurgeable as exc:
+            warn(str(exc))
 
 
 def _show(files: Sequence[tuple[MarkerRow, DataFile]]) -> None:
@@ -206,9 +252,8 @@ def _require_everywhere(
     rows = {row.marker: row for row, _ in files}
     heard = ask_peers(settings, reader, peers, rows.values())
 
-    def kept_the_place(peer: str, marked: object) -> bool:
-        hour: Hour = marked.hour  # type: ignore[attr-defined]
-        return reader.has_confirmed_of(peer, hour.channel, hour.quality)
+    def kept_the_place(peer: str, marked: Marked) -> bool:
+        return reader.has_confirmed_of(peer, marked.hour.channel, marked.hour.quality)
 
     reasons = [reason for each, asked in heard if (reason := blocked_by(each, asked, kept_the_place=kept_the_place))]
     if reasons:
@@ -231,44 +276,72 @@ def _delete(
         hours.setdefault(file.marked.hour, []).append(file)
     actor, at_ns = claimed_actor(), time.time_ns()
     results: list[tuple[DataFile, errors.NotDeleted | None]] = []
-    audit = open_audit(settings.node) if settings.journal == "auto" and journald_is_there() else None
+    records = _Records(settings)
     try:
-        if files and audit is not None:
-            for name in excepted:
-                text = f"{actor} purges without asking {name}"
-                audit.record(Event.PURGE_EXCEPTED, text, peer=name, actor=actor)
-        for hour, group in hours.items():
-            try:
-                for file, error in delete_data(
-                    tree,
-                    identity,
-                    hour,
-                    group,
-                    lambda fd, where, what: remember_purge(fd, where, what, at_ns=at_ns, actor=actor),
-                ):
-                    results.append((file, error))
-                    if error is not None:
-                        tell_error(error)
-                    elif audit is not None:
-                        _record(audit, file, actor)
-            except (errors.NotDeleted, errors.RootMissing, errors.RootNotBelieved) as exc:
-                tell_error(exc)
-                told = {file.path for file, _ in results}
-                results += [(file, errors.NotDeleted(file.path, str(exc))) for file in group if file.path not in told]
+        for name in excepted if files else ():
+            records.add(Event.PURGE_EXCEPTED, f"{actor} purges without asking {name}", peer=name, actor=actor)
+        with Bar("deleting") as bar:
+            for hour, group in hours.items():
+                try:
+                    for file, error in delete_data(
+                        tree,
+                        identity,
+                        hour,
+                        group,
+                        lambda fd, where, what: remember_purge(fd, where, what, at_ns=at_ns, actor=actor),
+                    ):
+                        results.append((file, error))
+                        if error is not None:
+                            tell_error(error)
+                        else:
+                            _record(records, file, actor)
+                except (errors.NotDeleted, errors.RootMissing, errors.RootNotBelieved) as exc:
+                    tell_error(exc)
+                    told = {file.path for file, _ in results}
+                    results += [
+                        (file, errors.NotDeleted(file.path, str(exc))) for file in group if file.path not in told
+                    ]
+                bar.show(len(results), len(files))
     finally:
-        if audit is not None:
-            audit.close()
+        records.close()
     return results
 
 
-def _record(audit: Audit, file: DataFile, actor: str) -> None:
-    text = f"{actor} purged {printable(file.path)}"
-    audit.record(
+def _record(records: _Records, file: DataFile, actor: str) -> None:
+    records.add(
         Event.PURGED,
-        text,
+        f"{actor} purged {printable(file.path)}",
         marked=file.marked,
-        source="command",
         actor=actor,
         bytes=file.size_bytes,
         file=file.name,
     )
+
+
+class _Records:
+    """The audit of a purge, to journald or else to stderr: what is deleted for good must leave a trace everywhere.
+
+    It waits for the journal now and then, so that none of very many records is dropped.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._audit: Audit | None = None
+        self._count = 0
+
+    def add(self, event: Event, message: str, **fields: Any) -> None:
+        """Record one thing; may wait for the journal."""
+        if self._count == _RECORDS:
+            self.close()
+        if self._audit is None:
+            self._audit = open_audit(self._settings.node, journal=self._settings.journal)
+        self._count += 1
+        self._audit.record(event, message, source="command", **fields)
+
+    def close(self) -> None:
+        """Wait until all is written, and say so where it could not be."""
+        audit, self._audit, self._count = self._audit, None, 0
+        if audit is not None:
+            audit.close(_RECORDS_TIMEOUT_S)
+            if audit.dropped:
+                warn(f"the journal did not take {audit.dropped} records of what was deleted")
