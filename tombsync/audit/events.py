@@ -47,6 +47,12 @@ class Event(Enum):
         "very many marks at once: hidden here, peers are not told",
     )
     RELEASED = "4faa58f2d9884e24ab584ee333419221", NOTICE, "a person let held marks go to the peers"
+    UNMARKED = "5bd3630e3aaa41eb9b6f664aea0bf9d8", NOTICE, "a person took a mark back, which no other node had"
+    UNMARK_OVERTAKEN = (
+        "d3f52a359772412d9ef3168fb4029f4d",
+        WARNING,
+        "a mark that was taken back is at a peer all the same: it will come back",
+    )
     HOLD_ENDED = (
         "dd05216b428948218a89c44613355d25",
         NOTICE,

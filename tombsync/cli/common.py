@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -21,6 +22,10 @@ from tombsync.names import Marked, locate, printable
 from tombsync.tree import Tree
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_LOOK_S = 0.05
+_AGE_PATTERN = re.compile(r"([1-9][0-9]{0,8})(s|min|h|d)")
+_UNITS_S = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,16 @@ def _absolute(ctx: click.Context, param: click.Parameter, value: str | None) -> 
     if value == "":
         raise click.BadParameter("empty; is a variable of the shell not set?", ctx, param)
     return None if value is None else os.path.normpath(value if value.startswith("/") else f"{here()}/{value}")
+
+
+def seconds_of(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """A time like 90s, 10min, 12h or 7d from the command line, in seconds."""
+    if value is None:
+        return None
+    match = _AGE_PATTERN.fullmatch(value)
+    if match is None:
+        raise click.BadParameter("a time is a number and s, min, h or d, like 7d", ctx, param)
+    return int(match[1]) * _UNITS_S[match[2]]
 
 
 def here() -> str:
@@ -89,6 +104,26 @@ def require_readable(settings: Settings) -> None:
 def agent_runs(settings: Settings) -> bool:
     """Whether an agent works on this state directory."""
     return agent_pid(settings.state_dir) != 0
+
+
+def known_root(settings: Settings, reader: Reader) -> str:
+    """The identity that the tree must have. Raises RootNotBelieved where no agent has taken one up."""
+    identity: str | None = reader.fact("root")
+    if identity is None:
+        raise errors.RootNotBelieved(settings.root, "one that an agent has taken up", "")
+    return identity
+
+
+def await_request(settings: Settings, path: str, what: str, within_s: float = 10.0) -> bool:
+    """Wait until the agent has done what was asked by that file; False where none runs. Raises AgentSlow."""
+    deadline = time.monotonic() + within_s
+    while os.path.exists(path):
+        if not agent_runs(settings):
+            return False
+        if time.monotonic() > deadline:
+            raise errors.AgentSlow(settings.state_dir, what)
+        time.sleep(_LOOK_S)  # another process removes it: nothing that can be waited for
+    return True
 
 
 def tree_doubt(settings: Settings, reader: Reader) -> errors.RootMissing | errors.RootNotBelieved | None:

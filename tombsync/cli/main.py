@@ -26,6 +26,7 @@ _COMMANDS = {
     "tombstones": "tombstones:tombstones",
     "status": "status:status",
     "release": "release:release",
+    "unmark": "unmark:unmark",
     "purge": "purge:purge",
     "report": "report:report",
     "rescan": "rescan:rescan",

@@ -32,6 +32,7 @@ from tombsync.cli.common import (
 from tombsync.config import Settings
 from tombsync.index import Reader
 from tombsync.names import Kind, Marked, classify, mistake_message, parse_chat_stem, parse_stem, printable, strict_path
+from tombsync.plan import State
 from tombsync.tree import Tree, identities, open_below
 
 _HIDDEN_WITHIN_S = 2.0  # how long to wait for a running agent to say so; it takes about a millisecond
@@ -125,6 +126,8 @@ def mark(
                     if not as_json:
                         _say(result)
                 results.append(result)
+        if agent is not None:
+            _let_go(settings, agent, results)
     finally:
         if audit is not None:
             audit.close()
@@ -281,6 +284,17 @@ def claimed_actor() -> str:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
         return str(os.getuid())
+
+
+def _let_go(settings: Settings, reader: Reader, results: list[Result]) -> None:
+    """What was marked by command is meant: the agent holds one only where it saw the tombstone before its note."""
+    marked = [strict_path(result.segment) for result in results if result.outcome == "marked"]
+    rows = [row for one in marked if (row := reader.marker(one)) is not None]
+    held = [row.marker for row in rows if any(d.state is State.HELD for d in reader.deliveries(row.marker))]
+    if held:
+        from tombsync.daemon import request_resume
+
+        request_resume(settings.state_dir, held)
 
 
 def _await_hidden(result: Result, reader: Reader) -> bool:

@@ -2,59 +2,49 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import click
 
 from tombsync import errors
-from tombsync.audit import Audit, Event, open_audit
+from tombsync.audit import Event
 from tombsync.cli.common import (
     Place,
     dry_run_option,
     exit_code,
     json_option,
+    known_root,
     on_terminal,
     open_reader,
     place_options,
     say,
     say_json,
     say_table,
+    seconds_of,
     tell_error,
     warn,
 )
 from tombsync.cli.mark import claimed_actor
 from tombsync.cli.progress import Bar
-from tombsync.cli.segments import ask_peers, find_markers
+from tombsync.cli.records import Records
+from tombsync.cli.segments import ask_peers, named_markers
 from tombsync.config import PeerSettings, Settings
 from tombsync.index import MarkerRow, Reader
 from tombsync.names import Hour, Marked, printable
 from tombsync.tree import DataFile, Tree, delete_data, list_data, remember_purge
 
 _PAGE = 500
-_RECORDS = 5_000  # of the audit at once, a quarter of its queue: a purge deletes faster than a journal takes them
-_RECORDS_TIMEOUT_S = 30.0  # for these to be taken; journald needs a tenth of a second
 _SHOWN = 50
-_AGE_PATTERN = re.compile(r"([1-9][0-9]{0,8})(s|min|h|d)")
-_UNITS_S = {"s": 1, "min": 60, "h": 3600, "d": 86400}
-
-
-def _age_s(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    if value is None:
-        return None
-    found = _AGE_PATTERN.fullmatch(value)
-    if found is None:
-        raise click.BadParameter("an age is a number and s, min, h or d, like 7d", ctx, param)
-    return int(found[1]) * _UNITS_S[found[2]]
 
 
 @click.command()
 @click.argument("stems", nargs=-1, metavar="[STEM...]")
 @place_options
-@click.option("--older-than", callback=_age_s, metavar="AGE", help="All that was hidden so long ago, like 7d or 12h.")
+@click.option(
+    "--older-than", callback=seconds_of, metavar="AGE", help="All that was hidden so long ago, like 7d or 12h."
+)
 @click.option(
     "--leftovers", is_flag=True, help="Only list hidden data in hours where nothing is visible; delete nothing."
 )
@@ -100,8 +90,8 @@ def purge(
     peers = _to_ask(settings, excepted, no_peers=no_peers)
     reader = open_reader(settings)
     try:
-        tree, identity = Tree(settings.root), _identity(settings, reader)
-        rows = _named(settings, reader, stems) if stems else _older(reader, older_than or 0)
+        tree, identity = Tree(settings.root), known_root(settings, reader)
+        rows = named_markers(settings, reader, stems) if stems else _older(reader, older_than or 0)
         files = _data(reader, tree, identity, rows, strict=bool(stems))
         if not as_json:
             _show(files)
@@ -123,24 +113,6 @@ def purge(
 
 
 # -- what to delete ---------------------------------------------------------------------------------------------------
-
-
-def _identity(settings: Settings, reader: Reader) -> str:
-    identity: str | None = reader.fact("root")
-    if identity is None:
-        raise errors.RootNotBelieved(settings.root, "one that an agent has taken up", "")
-    return identity
-
-
-def _named(settings: Settings, reader: Reader, stems: Sequence[str]) -> list[MarkerRow]:
-    """The markers of what was named. Raises NotMarked for the first that has none: a slip must delete nothing."""
-    rows: dict[int, MarkerRow] = {}
-    for stem in stems:
-        found = find_markers(settings, reader, stem)
-        if not found:
-            raise errors.NotMarked(stem)
-        rows.update((row.marker, row) for row in found)
-    return list(rows.values())
 
 
 def _older(reader: Reader, age_s: int) -> Iterator[MarkerRow]:
@@ -181,7 +153,7 @@ def _tell_leftovers(settings: Settings, *, as_json: bool) -> None:
     reader = open_reader(settings)
     try:
         tree = Tree(settings.root)
-        with tree.open_believed(_identity(settings, reader)) as root_fd:
+        with tree.open_believed(known_root(settings, reader)) as root_fd:
             files = [file for hour in reader.leftover_hours(limit=_PAGE) for file in _of_hour(reader, root_fd, hour)]
     finally:
         reader.close()
@@ -276,7 +248,7 @@ def _delete(
         hours.setdefault(file.marked.hour, []).append(file)
     actor, at_ns = claimed_actor(), time.time_ns()
     results: list[tuple[DataFile, errors.NotDeleted | None]] = []
-    records = _Records(settings)
+    records = Records(settings)
     try:
         for name in excepted if files else ():
             records.add(Event.PURGE_EXCEPTED, f"{actor} purges without asking {name}", peer=name, actor=actor)
@@ -307,7 +279,7 @@ def _delete(
     return results
 
 
-def _record(records: _Records, file: DataFile, actor: str) -> None:
+def _record(records: Records, file: DataFile, actor: str) -> None:
     records.add(
         Event.PURGED,
         f"{actor} purged {printable(file.path)}",
@@ -316,32 +288,3 @@ def _record(records: _Records, file: DataFile, actor: str) -> None:
         bytes=file.size_bytes,
         file=file.name,
     )
-
-
-class _Records:
-    """The audit of a purge, to journald or else to stderr: what is deleted for good must leave a trace everywhere.
-
-    It waits for the journal now and then, so that none of very many records is dropped.
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._audit: Audit | None = None
-        self._count = 0
-
-    def add(self, event: Event, message: str, **fields: Any) -> None:
-        """Record one thing; may wait for the journal."""
-        if self._count == _RECORDS:
-            self.close()
-        if self._audit is None:
-            self._audit = open_audit(self._settings.node, journal=self._settings.journal)
-        self._count += 1
-        self._audit.record(event, message, source="command", **fields)
-
-    def close(self) -> None:
-        """Wait until all is written, and say so where it could not be."""
-        audit, self._audit, self._count = self._audit, None, 0
-        if audit is not None:
-            audit.close(_RECORDS_TIMEOUT_S)
-            if audit.dropped:
-                warn(f"the journal did not take {audit.dropped} records of what was deleted")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import time
 
 import click
 
@@ -12,6 +10,7 @@ from tombsync import errors
 from tombsync.cli.common import (
     Place,
     agent_runs,
+    await_request,
     dry_run_option,
     iso,
     json_option,
@@ -30,8 +29,6 @@ from tombsync.index import MarkerRow, Reader
 
 _PAGE = 500
 _SHOWN = 20
-_DONE_WITHIN_S = 10.0
-_LOOK_S = 0.05
 
 
 @click.command()
@@ -54,7 +51,7 @@ def release(place: Place, yes: bool, dry_run: bool, as_json: bool) -> int:
     settings = place.settings()
     reader = open_reader(settings)
     try:
-        held = _held(reader)
+        held = held_rows(reader)
     finally:
         reader.close()
     if held and not as_json:
@@ -86,14 +83,10 @@ def _let_go(settings: Settings, held: list[MarkerRow]) -> None:
     from tombsync.daemon import request_release
 
     path = request_release(settings.state_dir, up_to=held[0].marker, actor=claimed_actor())
-    deadline = time.monotonic() + _DONE_WITHIN_S
-    while agent_runs(settings) and os.path.exists(path):
-        if time.monotonic() > deadline:
-            raise errors.AgentSlow(settings.state_dir, "to release them")
-        time.sleep(_LOOK_S)  # another process removes it: nothing that can be waited for
+    await_request(settings, path, "to release them")
 
 
-def _held(reader: Reader) -> list[MarkerRow]:
+def held_rows(reader: Reader) -> list[MarkerRow]:
     """All that is held, newest first."""
     rows: list[MarkerRow] = []
     below = None

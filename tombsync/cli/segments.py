@@ -42,6 +42,17 @@ def find_markers(settings: Settings, reader: Reader, text: str) -> list[MarkerRo
     return reader.stems_like(classify(stem)[1] if kind is Kind.MISTAKE else stem)
 
 
+def named_markers(settings: Settings, reader: Reader, stems: Sequence[str]) -> list[MarkerRow]:
+    """The markers of what was named. Raises NotMarked for the first that has none: a slip must delete nothing."""
+    rows: dict[int, MarkerRow] = {}
+    for stem in stems:
+        found = find_markers(settings, reader, stem)
+        if not found:
+            raise errors.NotMarked(stem)
+        rows.update((row.marker, row) for row in found)
+    return list(rows.values())
+
+
 def ask_peers(
     settings: Settings, reader: Reader, peers: Sequence[PeerSettings], rows: Iterable[MarkerRow]
 ) -> list[tuple[Heard, list[Question]]]:

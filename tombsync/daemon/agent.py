@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from types import FrameType
 
 from tombsync import __version__, config, confine, errors
@@ -37,7 +38,7 @@ from tombsync.peers import Connector
 from tombsync.plan import Breaker
 from tombsync.push import Pusher
 from tombsync.rescan import Rescan, RescanKind
-from tombsync.tree import Tree
+from tombsync.tree import Tree, lacks_tombstone
 from tombsync.watch import Watch
 from tombsync.web import WebServer, build_app
 from tombsync.work import Attention, Beats, Driver, Flush, Mailbox, Worker
@@ -173,7 +174,8 @@ class Agent:
             self._beats.beat("watch")
             watch.start()
         self._drive(rescan)
-        self._supervise(rescan, server, audit, Requests(settings.state_dir, mailbox, audit, self._look_again))
+        requests = Requests(settings.state_dir, mailbox, audit, self._pushers, partial(lacks_tombstone, tree, identity))
+        self._supervise(rescan, server, audit, requests)
 
     # -- building -----------------------------------------------------------------------------------------------------
 

@@ -8,21 +8,32 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any
+from enum import StrEnum
+from typing import Any, TypeVar
 
 from tombsync.audit import Audit, Event
-from tombsync.errors import StateRefused
-from tombsync.index import HoldsEnded
-from tombsync.work import Mailbox
+from tombsync.errors import BadName, StateRefused
+from tombsync.index import DeliveriesHeld, HoldsEnded, MarksTakenBack
+from tombsync.names import Hour, Marked, strict_path
+from tombsync.push import Pusher
+from tombsync.work import TRANSACTION_ROWS, Batch, Mailbox
 
 log = logging.getLogger(__name__)
 
 _DIRECTORY = "requests"
 _SUFFIX = ".json"
-RELEASE = "release"
+_T = TypeVar("_T")
+
+
+class _Kind(StrEnum):
+    RELEASE = "release"
+    HOLD = "hold"
+    RESUME = "resume"
+    TAKE_BACK = "take-back"
 
 
 def request_release(state_dir: str, *, up_to: int, actor: str) -> str:
@@ -30,7 +41,22 @@ def request_release(state_dir: str, *, up_to: int, actor: str) -> str:
 
     Raises StateRefused.
     """
-    return _put(state_dir, {"kind": RELEASE, "up_to": up_to, "actor": actor})
+    return _put(state_dir, {"kind": _Kind.RELEASE, "up_to": up_to, "actor": actor})
+
+
+def request_hold(state_dir: str, markers: Sequence[int]) -> str:
+    """Ask that pending deliveries of these markers wait, and that none of them is on its way any more; see above."""
+    return _put(state_dir, {"kind": _Kind.HOLD, "markers": list(markers)})
+
+
+def request_resume(state_dir: str, markers: Sequence[int]) -> str:
+    """Ask that held deliveries of these markers go to the peers; as `request_release`."""
+    return _put(state_dir, {"kind": _Kind.RESUME, "markers": list(markers)})
+
+
+def request_taking_back(state_dir: str, segments: Iterable[Marked]) -> str:
+    """Ask that these marks are forgotten: their tombstones were removed, and all their deliveries are held."""
+    return _put(state_dir, {"kind": _Kind.TAKE_BACK, "segments": [marked.path for marked in segments]})
 
 
 def _put(state_dir: str, document: dict[str, Any]) -> str:
@@ -60,13 +86,22 @@ def _give_to_owner(state_dir: str, *paths: str) -> None:
 
 
 class Requests:
-    """Belongs to the supervising thread, but that `_taken` is changed by the intake's at a commit."""
+    """Belongs to the supervising thread; what runs at a commit is the intake's, and says so."""
 
-    def __init__(self, state_dir: str, mailbox: Mailbox, audit: Audit, on_released: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        state_dir: str,
+        mailbox: Mailbox,
+        audit: Audit,
+        pushers: Sequence[Pusher],
+        is_gone: Callable[[Marked], bool],
+    ) -> None:
+        """`is_gone`: whether the tree stands and has no such tombstone; asked in the intake's thread."""
         self._directory = os.path.join(state_dir, _DIRECTORY)
         self._mailbox = mailbox
         self._audit = audit
-        self._on_released = on_released
+        self._pushers = pushers
+        self._is_gone = is_gone
         self._taken: set[str] = set()
 
     def take(self) -> None:
@@ -85,18 +120,80 @@ class Requests:
         try:
             with open(path, encoding="utf-8") as file:
                 document = json.load(file)
-            kind, up_to, actor = document["kind"], int(document["up_to"]), str(document["actor"])
+            batches = list(self._batches(path, document))
         except FileNotFoundError:
             return
-        except (OSError, ValueError, TypeError, KeyError) as exc:
+        except (OSError, ValueError, TypeError, KeyError, BadName) as exc:
             log.warning("a request that cannot be read is left alone: %s: %s", path, exc)
             return
-        if kind == RELEASE:
-            self._mailbox.put_urgent(HoldsEnded(lambda ended: self._released(path, actor, ended), up_to=up_to))
+        for batch in batches:
+            self._mailbox.put_urgent(batch)
+
+    def _batches(self, path: str, document: dict[str, Any]) -> Iterable[Batch]:
+        """What does it. Raises KeyError, TypeError, ValueError, BadName."""
+        match document["kind"]:
+            case _Kind.RELEASE:
+                up_to, actor = int(document["up_to"]), str(document["actor"])
+                yield HoldsEnded(lambda ended: self._released(path, actor, ended), up_to=up_to)
+            case _Kind.RESUME:
+                markers = [int(marker) for marker in document["markers"]]
+                yield HoldsEnded(lambda _: self._resumed(path), markers=markers)
+            case _Kind.HOLD:
+                markers = [int(marker) for marker in document["markers"]]
+                parts = list(_parts(markers))
+                done = _After(len(parts), lambda: self._withdraw(path, frozenset(markers)))
+                yield from (DeliveriesHeld(part, done.one) for part in parts)
+            case _Kind.TAKE_BACK:
+                hours: dict[Hour, list[str]] = {}
+                for marked in map(strict_path, document["segments"]):
+                    hours.setdefault(marked.hour, []).append(marked.stem)
+                groups = [(hour, part) for hour, stems in hours.items() for part in _parts(stems)]
+                done = _After(len(groups), lambda: _remove(path))
+                yield from (MarksTakenBack(hour, part, self._is_gone, done.one) for hour, part in groups)
+            case kind:
+                raise ValueError(f"no kind of request: {kind!r}")
+
+    # -- at the commit, in the intake's thread ------------------------------------------------------------------------
 
     def _released(self, path: str, actor: str, ended: int) -> None:
-        """Runs in the intake's thread."""
         self._audit.record(Event.RELEASED, f"{actor} released {ended} held tombstones", actor=actor, count=ended)
-        self._on_released()
-        with suppress(OSError):
-            os.unlink(path)
+        self._resumed(path)
+
+    def _resumed(self, path: str) -> None:
+        for pusher in self._pushers:
+            pusher.look_again()
+        _remove(path)
+
+    def _withdraw(self, path: str, markers: frozenset[int]) -> None:
+        done = _After(len(self._pushers), lambda: _remove(path))
+        for pusher in self._pushers:
+            pusher.withdraw(markers, done.one)
+
+
+class _After:
+    """Calls `then` when `one` was called so many times, from whatever threads; at once where that is none."""
+
+    def __init__(self, count: int, then: Callable[[], None]) -> None:
+        self._lock = threading.Lock()  # of `_left`
+        self._left = count
+        self._then = then
+        if not count:
+            then()
+
+    def one(self) -> None:
+        """One of them is done."""
+        with self._lock:
+            self._left -= 1
+            last = not self._left
+        if last:
+            self._then()
+
+
+def _parts(values: Sequence[_T]) -> Iterable[Sequence[_T]]:
+    """At most a transaction's worth each."""
+    return (values[start : start + TRANSACTION_ROWS] for start in range(0, len(values), TRANSACTION_ROWS))
+
+
+def _remove(path: str) -> None:
+    with suppress(OSError):
+        os.unlink(path)

@@ -78,9 +78,11 @@ from tombsync.errors.proof import (
     FileRefused,
     NotDeleted,
     NotPurgeable,
+    NotTakenBack,
     PurgeBlocked,
     SignatureBad,
     SigningFailed,
+    UnmarkRefused,
 )
 
 __all__ = [
@@ -120,6 +122,7 @@ __all__ = [
     "NotMarked",
     "NotMountable",
     "NotPurgeable",
+    "NotTakenBack",
     "NothingThere",
     "OtherKeyAuthorized",
     "OutsideRoot",
@@ -148,6 +151,7 @@ __all__ = [
     "TreeRefused",
     "UnknownAccount",
     "UnknownPeer",
+    "UnmarkRefused",
     "WatchRefused",
     "WorkerDied",
 ]

@@ -45,6 +45,29 @@ class NotDeleted(TombsyncError):
 
 
 @dataclass(eq=False)
+class UnmarkRefused(TombsyncError):
+    """Marks that cannot be taken back: another node has one, or may have; one reason for each peer or segment."""
+
+    reasons: tuple[str, ...]
+    hint: str = "a mark can be taken back only while no other node has it; `tombsync status STEM --live` shows who does"
+
+    def __str__(self) -> str:
+        return "\n".join(["no mark was taken back:", *self.reasons])
+
+
+@dataclass(eq=False)
+class NotTakenBack(TombsyncError):
+    """A mark that could not be taken back here."""
+
+    path: str
+    reason: str
+    hint: str = "it goes on hiding; mend that and run the command again"
+
+    def __str__(self) -> str:
+        return f"{self.path}: not taken back: {self.reason}"
+
+
+@dataclass(eq=False)
 class SigningFailed(TombsyncError):
     """ssh-keygen did not sign."""
 

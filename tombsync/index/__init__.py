@@ -5,6 +5,7 @@ both (`Checkpointer`). sqlite3's names do not leave this package.
 """
 
 from tombsync.index.batches import (
+    DeliveriesHeld,
     DeliveryOutcomes,
     Facts,
     HoldsEnded,
@@ -12,6 +13,7 @@ from tombsync.index.batches import (
     HourListed,
     MarkersForgotten,
     MarkersPlaced,
+    MarksTakenBack,
     Outcome,
     PeerReport,
     PeerVerified,
@@ -29,6 +31,7 @@ __all__ = [
     "SIDE_FILES",
     "AgentLock",
     "Checkpointer",
+    "DeliveriesHeld",
     "DeliveryOutcomes",
     "DeliveryRow",
     "Due",
@@ -41,6 +44,7 @@ __all__ = [
     "MarkerRow",
     "MarkersForgotten",
     "MarkersPlaced",
+    "MarksTakenBack",
     "Outcome",
     "PeerReport",
     "PeerRow",

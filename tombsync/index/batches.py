@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from tombsync.index.schema import to_key
-from tombsync.names import Hour
+from tombsync.names import Hour, Marked
 from tombsync.plan import KEEP_STATES, State
 from tombsync.work import TRANSACTION_ROWS
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tombsync.index.writer import Writer
 
 _KEEP = ",".join(str(int(state)) for state in KEEP_STATES)
+_ALL_BUT_HELD = ",".join(str(int(state)) for state in State if state is not State.HELD)
 
 
 @dataclass
@@ -113,6 +114,30 @@ class MarkersForgotten:
 
 
 @dataclass
+class MarksTakenBack:
+    """Markers of an hour that a person took back: forgotten where every delivery is held, and the file is gone.
+
+    `is_gone` is asked in the very transaction: a tombstone that was made anew meanwhile goes on hiding.
+    """
+
+    hour: Hour
+    stems: Sequence[str]
+    is_gone: Callable[[Marked], bool]
+    on_commit: Callable[[], None]
+
+    @property
+    def rows(self) -> int:
+        return len(self.stems)
+
+    def apply(self, writer: Writer) -> None:
+        gone = [stem for stem in self.stems if self.is_gone(Marked(self.hour, stem))]
+        writer.forget_markers(self.hour, gone, _ALL_BUT_HELD)
+
+    def committed(self) -> None:
+        self.on_commit()
+
+
+@dataclass
 class MarkersPlaced:
     """Tombstones of one hour that came by an inbox and stand in the tree now."""
 
@@ -128,6 +153,24 @@ class MarkersPlaced:
 
     def committed(self) -> None:
         pass
+
+
+@dataclass
+class DeliveriesHeld:
+    """Pending deliveries of these markers wait for a person."""
+
+    markers: Sequence[int]
+    on_commit: Callable[[], None]
+
+    @property
+    def rows(self) -> int:
+        return len(self.markers)
+
+    def apply(self, writer: Writer) -> None:
+        writer.hold_pending(self.markers)
+
+    def committed(self) -> None:
+        self.on_commit()
 
 
 @dataclass

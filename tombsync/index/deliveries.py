@@ -52,6 +52,8 @@ class Deliveries:
     def record_outcomes(self, peer: int, outcomes: Sequence[Outcome]) -> list[tuple[Outcome, State]]:
         """Write answers of a peer; returns those whose state changed, with the state before. Skips forgotten rows.
 
+        A delivery that was held while it was on its way, and did not arrive, stays held.
+
         Two statements for all that say the same, as each step of a statement lets go of the interpreter and waits for
         it again: row by row a hide waited behind 200 outcomes for 20 to 180 ms (benchmarks/hide.py, catch-up).
         """
@@ -67,7 +69,8 @@ class Deliveries:
                 (peer, markers),
             )
             self.execute(
-                "UPDATE delivery SET state = ?1, asked_at_ns = ?2, ever_there = max(ever_there, ?3),"
+                f"UPDATE delivery SET state = iif(state = {State.HELD:d} AND ?1 = {State.PENDING:d}, state, ?1),"
+                " asked_at_ns = ?2, ever_there = max(ever_there, ?3),"
                 f" confirmed_at_ns = iif(?1 = {State.CONFIRMED:d} AND state != ?1, ?2, confirmed_at_ns),"
                 " detail = nullif(?4, ''), data = coalesce(?7, data), data_asked_at_ns = iif(?7 IS NULL,"
                 " data_asked_at_ns, ?2) WHERE peer = ?5 AND marker IN (SELECT value FROM json_each(?6))",
@@ -76,7 +79,8 @@ class Deliveries:
             before = json.loads(known)
             for outcome in group:
                 was = before.get(str(outcome.marker))
-                if was is not None and was != state:
+                stays_held = was == State.HELD and state is State.PENDING
+                if was is not None and was != state and not stays_held:
                     self.tally.deliveries[peer, State(was)] -= 1
                     self.tally.deliveries[peer, state] += 1
                     changed.append((outcome, State(was)))
@@ -89,8 +93,7 @@ class Deliveries:
 
         `window`: first and last ctime of that mass. Inside of a transaction.
         """
-        for peer in self._peers:
-            self._move(peer, [marker], State.PENDING, State.HELD)
+        self.hold_pending([marker])
         if window == self._held_window:
             return
         self._held_window = window
@@ -104,6 +107,11 @@ class Deliveries:
                     (peer, *window),
                 )
             ]
+            self._move(peer, markers, State.PENDING, State.HELD)
+
+    def hold_pending(self, markers: Sequence[int]) -> None:
+        """Let the pending deliveries of these markers wait for a person. Inside of a transaction."""
+        for peer in self._peers:
             self._move(peer, markers, State.PENDING, State.HELD)
 
     def end_holds(self, markers: Sequence[int] | None, up_to: int) -> int:

@@ -11,6 +11,7 @@ import heapq
 import os
 import stat
 import time
+from contextlib import suppress
 from hashlib import blake2b
 from typing import Any
 
@@ -83,7 +84,7 @@ class InboxSession(SftpSession):
         if not (yield from self._is_served(job)):
             return not_served(job)
         try:
-            name = os.fsencode(offer_name(Offer(job.marked, job.origin or self._node)))
+            name = self._offer_name(job)
         except BadName as exc:
             return Answer(job.marker, State.REFUSED, exc.reason, "name")
         made = yield (wire.create, name)
@@ -101,6 +102,18 @@ class InboxSession(SftpSession):
         if not taken:
             return Answer(job.marker, State.RECEIVED, _UNTAKEN)
         return (yield from self._after_taken(job, placed=made.code == wire.OK))
+
+    def _look(self, job: Job) -> Steps:
+        # Before the view: what its agent takes between the two looks is then found in the second.
+        with suppress(BadName):  # too long a name for an inbox, so none waits there
+            waits = yield (wire.lstat, self._offer_name(job))
+            if waits.mode is not None:
+                return Answer(job.marker, State.RECEIVED, _UNTAKEN)
+        return (yield from super()._look(job))
+
+    def _offer_name(self, job: Job) -> bytes:
+        """What the file is called in the inbox. Raises BadName."""
+        return os.fsencode(offer_name(Offer(job.marked, job.origin or self._node)))
 
     def _found(self, job: Job, path: bytes, mode: int) -> Steps:
         yield from ()  # its agent alone can make it durable, so there is nothing to ask for

@@ -13,6 +13,8 @@ from tombsync.proof.ask import Heard, Question
 
 # What lets data be deleted here: the peer has the tombstone durably, or has no place where the data could be.
 ENOUGH_STATES = (State.CONFIRMED, State.HOUR_GONE, State.NOT_SERVED)
+# Answers to a question that creates nothing: the tombstone is not there.
+_NOT_THERE_STATES = (State.PENDING, State.HOUR_GONE, State.NOT_SERVED)
 _MOST_REASONS = 3  # stems named of one peer; the rest are counted
 
 
@@ -80,6 +82,23 @@ def _answered(known: Stand, answer: Answer, asked_at_ns: int) -> Stand:
     )
 
 
+def held_elsewhere(heard: Heard, questions: Iterable[Question]) -> str:
+    """Why a peer's answers do not let these marks be taken back: it has one, or may have; "" where they do."""
+    if heard.error is not None:
+        return str(heard.error)
+    reasons = []
+    for question in questions:
+        answer = heard.answers.get(question.marker)
+        if answer is None:
+            why = "not answered"
+        elif answer.state in _NOT_THERE_STATES:
+            continue
+        else:
+            why = ": ".join(filter(None, (answer.state.word, answer.detail)))
+        reasons.append(f"{printable(question.marked.path)}: {why}")
+    return _of_peer(heard.peer, reasons)
+
+
 def blocked_by(heard: Heard, questions: Iterable[Question], *, kept_the_place: Callable[[str, Marked], bool]) -> str:
     """Why a peer's answers do not let the data of these stems be deleted here; "" where they do.
 
@@ -100,7 +119,11 @@ def blocked_by(heard: Heard, questions: Iterable[Question], *, kept_the_place: C
         else:
             continue
         reasons.append(f"{printable(question.marked.path)}: {why}")
+    return _of_peer(heard.peer, reasons)
+
+
+def _of_peer(peer: str, reasons: list[str]) -> str:
     if not reasons:
         return ""
     more = f" (and {len(reasons) - _MOST_REASONS} more)" if len(reasons) > _MOST_REASONS else ""
-    return f"{heard.peer}: {'; '.join(reasons[:_MOST_REASONS])}{more}"
+    return f"{peer}: {'; '.join(reasons[:_MOST_REASONS])}{more}"

@@ -264,6 +264,13 @@ class Queue:
         self._asking.difference_update(answer.marker for answer in answers)
         return delivered, there
 
+    def let_go(self, markers: frozenset[int]) -> bool:
+        """Take out what is held in the index by now; whether none of it is on its way."""
+        self._offered.clear()  # what else was among them is found in the index
+        self._unoffered = True
+        self._backlog = deque(row for row in self._backlog if row.marker not in markers)
+        return markers.isdisjoint(self._busy())
+
     # -- answers ------------------------------------------------------------------------------------------------------
 
     def answered(self, answers: Sequence[Answer]) -> tuple[dict[int, Due], list[Due]]:

@@ -33,7 +33,8 @@ _GATHER_MS = 2
 
 class Pusher:
     """A worker. All fields belong to its thread but these: `_wake_fd` is written by any, `_queue` tells by itself what
-    the intake's thread may do, which also appends to `_untold`, and `_session` is read by `stop` to close it.
+    the intake's thread may do, which also appends to `_untold`; any thread appends to `_withdrawals`, and `_session` is
+    read by `stop` to close it.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Pusher:
         self._believed = believed
         self._on_holds_ended = on_holds_ended
         self._look_again = False  # set by any thread
+        self._withdrawals: deque[tuple[frozenset[int], Callable[[], None]]] = deque()
         self._queue = Queue(peer, self._require_reader, verify_interval_s=verify_interval_s)
         self._push_seconds = metrics.push_seconds.labels(self.peer_name)
         self._reader: Reader | None = None
@@ -101,6 +103,14 @@ class Pusher:
         self._look_again = True
         self.wake()
 
+    def withdraw(self, markers: frozenset[int], done: Callable[[], None]) -> None:
+        """Deliveries of these markers are held in the index now; from any thread.
+
+        `done` is called, in the pusher's thread, as soon as none of them is on its way any more.
+        """
+        self._withdrawals.append((markers, done))
+        self.wake()
+
     def wake(self) -> None:
         """End the wait of a turn; from any thread."""
         os.eventfd_write(self._wake_fd, 1)
@@ -131,6 +141,8 @@ class Pusher:
         if self._look_again and not self._queue.asking:  # a sweep would pass over what is just being asked for
             self._look_again = False
             self._queue.sweep()
+        while self._withdrawals and self._queue.let_go(self._withdrawals[0][0]):
+            self._withdrawals.popleft()[1]()
         self.tell_committed()
         if self._stopped:
             self._wait(WAIT_S)

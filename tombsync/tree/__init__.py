@@ -1,8 +1,8 @@
 """The segment tree, by directory descriptors: identity, listing, seeing and placing tombstones.
 
-Nothing in here opens a segment, nothing but `delete_data` removes anything, and nothing follows a symlink below ROOT:
-each step of a path is opened relative to the one before with O_NOFOLLOW. No descriptor is kept between calls, as
-one would keep the file system from being unmounted.
+Nothing in here opens a segment, nothing but `delete_data` and `remove_tombstones`, of two commands, removes anything,
+and nothing follows a symlink below ROOT: each step of a path is opened relative to the one before with O_NOFOLLOW. No
+descriptor is kept between calls, as one would keep the file system from being unmounted.
 """
 
 from tombsync.tree.data import DataFile, delete_data, list_data
@@ -19,6 +19,7 @@ from tombsync.tree.listing import Listing
 from tombsync.tree.note import parse_note, read_note
 from tombsync.tree.purged import Purged, purged_of, remember_purge
 from tombsync.tree.tree import Tree
+from tombsync.tree.unmark import lacks_tombstone, remove_tombstones
 
 __all__ = [
     "DataFile",
@@ -31,6 +32,7 @@ __all__ = [
     "hour_numbers",
     "identities",
     "is_own_mount",
+    "lacks_tombstone",
     "list_data",
     "names_in_place",
     "open_below",
@@ -38,4 +40,5 @@ __all__ = [
     "purged_of",
     "read_note",
     "remember_purge",
+    "remove_tombstones",
 ]

@@ -1,0 +1,203 @@
+"""`tombsync unmark` with a real agent and real peers: a mark goes only while no other node has it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.agent import AgentProcess, make_hour, peer_table, segment_stem, touch
+from tests.support.sshd import Sshd
+from tests.support.waiting import wait_for
+from tombsync.names import strict_path
+
+HOUR = "desertbus/source/2019-11-13T02"
+MOST, MASS = 5, 30
+STEMS = [segment_stem(2 * number) for number in range(MASS)]
+AT_ONCE = ("--yes", "--no-wait")
+
+
+@pytest.fixture
+def peers() -> Iterator[list[Sshd]]:
+    with ExitStack() as stack:
+        servers = [stack.enter_context(Sshd()) for _ in range(2)]
+        for server in servers:
+            make_hour(server.root)
+        yield servers
+
+
+@pytest.fixture
+def agent(tmp_path: Path, peers: list[Sshd]) -> Iterator[AgentProcess]:
+    """A node on which so much was touched within a minute that most of it waits for a person."""
+    tables = [peer_table(f"node-{number}", server) for number, server in enumerate(peers)]
+    agent = AgentProcess(tmp_path, peers=tables, most_per_minute=MOST)
+    make_hour(agent.root, segments=MASS)
+    with agent.ending():
+        agent.start()
+        for stem in STEMS:
+            touch(agent.root / HOUR, stem)
+        wait_for(lambda: agent.metric("tombstones") == MASS, "all to be hidden")
+        wait_for(lambda: held(agent), "some to be held")
+        # What was on its way when the mass became one is held for a moment, and then confirmed.
+        wait_for(lambda: all(arrived(agent, number, peer) for number, peer in enumerate(peers)), "those on their way")
+        yield agent
+
+
+def arrived(agent: AgentProcess, number: int, peer: Sshd) -> bool:
+    """Whether all that stands at a peer is known to do so."""
+    there = [stem for stem in STEMS if stands(peer.root, stem)]
+    return all(agent.states(f"{HOUR}/{stem}")[f"node-{number}"] == "confirmed" for stem in there)
+
+
+def held(agent: AgentProcess) -> list[str]:
+    """The stems that wait for a person at both peers, latest first."""
+    return [stem for stem in reversed(STEMS) if set(agent.states(f"{HOUR}/{stem}").values()) == {"held"}]
+
+
+def stands(root: Path, stem: str) -> bool:
+    return (root / HOUR / f"{stem}.tombstone").exists()
+
+
+def visible(agent: AgentProcess) -> list[str]:
+    return agent.listing(strict_path(f"{HOUR}/{STEMS[0]}").hour)
+
+
+def records(done: subprocess.CompletedProcess[str], event: str) -> list[dict[str, Any]]:
+    """What the command recorded, where the settings send the audit to stderr."""
+    found = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    return [record for record in found if record["TOMBSYNC_EVENT"] == event]
+
+
+def assert_goes_on_hiding(agent: AgentProcess, stem: str) -> None:
+    assert agent.hidden(f"{HOUR}/{stem}")
+    assert stands(agent.root, stem)
+    assert set(agent.states(f"{HOUR}/{stem}").values()) == {"held"}
+
+
+def test_one_is_taken_back_and_stays_so(agent: AgentProcess, peers: list[Sshd]) -> None:
+    stem, *rest = held(agent)
+    shown = agent.run("unmark", stem, "--dry-run").stdout
+    assert "1 marks can be taken back: no peer has them" in shown
+    assert_goes_on_hiding(agent, stem)
+    assert "1 segments would be listed again" in agent.run("unmark", stem, expect=1).stderr
+    assert_goes_on_hiding(agent, stem)
+
+    done = agent.run("unmark", stem, "--reason", "the wrong minute", *AT_ONCE)
+    assert "1 marks are taken back" in done.stdout
+    (record,) = records(done, "unmarked")
+    assert record["TOMBSYNC_SEGMENT"] == f"{HOUR}/{stem}"
+    assert record["TOMBSYNC_REASON"] == "the wrong minute"
+    assert record["TOMBSYNC_ACTOR"]
+    assert visible(agent) == [f"{stem}.ts"]
+    assert not stands(agent.root, stem)
+    assert agent.metric("tombstones") == MASS - 1
+    assert agent.metric("deliveries", peer="node-0", state="held") == len(rest)
+
+    agent.run("rescan", "--full")
+    agent.run("release", "--yes")
+    wait_for(lambda: all(stands(server.root, rest[0]) for server in peers), "the others to be delivered")
+    assert visible(agent) == [f"{stem}.ts"]
+    assert not any(stands(server.root, stem) for server in peers)
+
+
+def test_it_can_be_marked_again(agent: AgentProcess, peers: list[Sshd]) -> None:
+    stem = held(agent)[0]
+    agent.run("unmark", f"{HOUR}/{stem}.ts", *AT_ONCE)
+    assert visible(agent) == [f"{stem}.ts"]
+    agent.run("mark", f"{HOUR}/{stem}.ts")
+    assert agent.hidden(f"{HOUR}/{stem}")
+    wait_for(lambda: all(stands(server.root, stem) for server in peers), "it to be delivered")
+
+
+def test_all_that_is_held_at_once(agent: AgentProcess, peers: list[Sshd]) -> None:
+    stems = held(agent)
+    document = json.loads(agent.run("unmark", "--held", "--json", *AT_ONCE).stdout)
+    assert {entry["segment"] for entry in document["segments"] if entry["taken_back"]} == {
+        f"{HOUR}/{stem}" for stem in stems
+    }
+    assert document["found_elsewhere"] == {}
+    assert visible(agent) == sorted(f"{stem}.ts" for stem in stems)
+    assert agent.run("unmark", "--held").stdout == "nothing is held\n"
+    assert not any(stands(server.root, stem) for server in peers for stem in stems)
+
+
+def test_what_a_peer_has_is_refused_by_name(agent: AgentProcess, peers: list[Sshd]) -> None:
+    stem, other, *_ = held(agent)
+    touch(peers[1].root / HOUR, stem)
+    refused = agent.run("unmark", stem, other, *AT_ONCE, expect=1)
+    assert "no mark was taken back" in refused.stderr
+    assert "node-1" in refused.stderr
+    assert "node-0" not in refused.stderr
+    assert_goes_on_hiding(agent, other)
+    assert stands(agent.root, stem)
+
+
+def test_what_was_delivered_is_refused(agent: AgentProcess) -> None:
+    stem = held(agent)[0]
+    agent.run("release", "--yes")
+    wait_for(lambda: "confirmed" in agent.states(f"{HOUR}/{stem}").values(), "it to arrive")
+    refused = agent.run("unmark", stem, *AT_ONCE, expect=1)
+    assert "confirmed" in refused.stderr
+    assert agent.hidden(f"{HOUR}/{stem}")
+    assert stands(agent.root, stem)
+
+
+def test_a_silent_peer_refuses_all(agent: AgentProcess, peers: list[Sshd]) -> None:
+    stem = held(agent)[0]
+    peers[1].stop()
+    refused = agent.run("unmark", stem, *AT_ONCE, expect=1)
+    assert "node-1" in refused.stderr
+    assert_goes_on_hiding(agent, stem)
+
+
+def test_it_needs_the_agent(agent: AgentProcess) -> None:
+    stem = held(agent)[0]
+    agent.stop()
+    assert "no agent runs" in agent.run("unmark", stem, *AT_ONCE, expect=1).stderr
+    assert_goes_on_hiding(agent, stem)
+    assert agent.run("unmark", expect=2).returncode == 2
+    assert agent.run("unmark", stem, "--held", expect=2).returncode == 2
+    assert "no tombstone of this name" in agent.run("unmark", "nonsense", *AT_ONCE, expect=1).stderr
+
+
+def test_peers_are_asked_once_more(agent: AgentProcess, peers: list[Sshd]) -> None:
+    """As by a backfiller that had listed the tombstone before it was taken back."""
+    stem = held(agent)[0]
+    command = [*agent.program, "unmark", stem, "--config", str(agent.config), "--yes", "--again-after", "5s", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        wait_for(lambda: visible(agent) == [f"{stem}.ts"], "it to be taken back")
+        touch(peers[1].root / HOUR, stem)
+        out, err = process.communicate(timeout=40)
+    assert process.returncode == 3
+    assert list(json.loads(out)["found_elsewhere"]) == ["node-1"]
+    assert "unmark-overtaken" in err
+
+
+def test_a_mark_that_was_never_sent_goes_on_where_it_is_refused(tmp_path: Path, peers: list[Sshd]) -> None:
+    """Pending, not held: what holds it back for the command's time must not hold it for ever."""
+    tables = [peer_table(f"node-{number}", server) for number, server in enumerate(peers)]
+    peers[1].stop()
+    agent = AgentProcess(tmp_path, peers=tables)
+    make_hour(agent.root)
+    with agent:
+        touch(agent.root / HOUR, STEMS[0])
+        wait_for(lambda: agent.states(f"{HOUR}/{STEMS[0]}").get("node-0") == "confirmed", "it to arrive")
+        refused = agent.run("unmark", STEMS[0], *AT_ONCE, expect=1)
+        assert "node-0: confirmed" in refused.stderr
+        assert agent.states(f"{HOUR}/{STEMS[0]}")["node-1"] == "pending"
+
+
+def test_no_peer_at_all_must_be_said(tmp_path: Path) -> None:
+    agent = AgentProcess(tmp_path)
+    make_hour(agent.root)
+    with agent:
+        touch(agent.root / HOUR, STEMS[0])
+        wait_for(lambda: agent.hidden(f"{HOUR}/{STEMS[0]}"), "it to be hidden")
+        assert "no peer is configured" in agent.run("unmark", STEMS[0], *AT_ONCE, expect=1).stderr
+        assert "1 marks are taken back" in agent.run("unmark", STEMS[0], "--no-peers", *AT_ONCE).stdout
+        assert not agent.hidden(f"{HOUR}/{STEMS[0]}")
