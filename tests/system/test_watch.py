@@ -469,7 +469,7 @@ def test_a_channel_or_quality_that_is_renamed(watching: Watching, level: str, co
     renamed = [watching.root / f"{level}2" / hour.relative_to(watching.root / level) for hour in hours]
     for hour in renamed:
         (hour / f"{segment_stem(2)}.tombstone").touch()
-    # The count is the old one also before the rename is seen, and the walk goes on in steps after the marks of settle().
+    # The count is the old one also before the rename is seen; the walk goes on in steps after the marks of settle().
     watching.settle()
     wait_for(lambda: watching.watch.watches == watches, "all of it to be watched again")
     wait_for(lambda: [watching.listing(hour) for hour in renamed] == [listed(hour) for hour in renamed], "their rows")
