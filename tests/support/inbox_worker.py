@@ -1,10 +1,12 @@
-"""The inbox worker in this process, turn by turn, with the real intake, index and tree; its sender is this account."""
+"""The inbox worker in this process, with the real intake, index and tree; turn by turn, or in a thread of its own."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -25,17 +27,21 @@ _LATER_S = 3600.0  # more than any wait of the worker
 
 
 class InboxWorker:
-    """A node that receives. A context manager; `root`, `box` and the state lie below `base`.
+    """A node that receives. A context manager; what is not given lies below `base`, and the sender is this account.
 
     Unlike an agent it is not confined: what does not leave the tree does not because of how it is written, and not
     because the kernel would refuse it.
     """
 
-    def __init__(self, base: Path, *, quota_per_hour: int = NO_LIMIT) -> None:
-        self.root = base / "segments"
-        self.directory = base / "inbox"
+    def __init__(
+        self, base: Path, *, root: Path | None = None, view: Path | None = None, box: Box | None = None
+    ) -> None:
+        self.root = root or base / "segments"
+        own_account = pwd.getpwuid(os.geteuid()).pw_name
+        self.box = box or Box(SENDER, own_account, str(base / "inbox"), NO_LIMIT)
+        self.directory = Path(self.box.path)
         for directory in (self.root, self.directory, base / "state"):
-            directory.mkdir(parents=True)
+            directory.mkdir(parents=True, exist_ok=True)
         self.tree = Tree(str(self.root))
         self.metrics = Metrics()
         self.journal = Journal()
@@ -43,10 +49,10 @@ class InboxWorker:
         path = index_path(str(base / "state"))
         self._writer = Writer(path)
         self.reader = Reader(path)
-        self.box = Box(SENDER, pwd.getpwuid(os.geteuid()).pw_name, str(self.directory), quota_per_hour)
         self.inbox = Inbox(
-            tree=self.tree, identity=self.tree.adopt(), boxes=[self.box], view=str(self.root), index_path=path,
-            mailbox=self.mailbox, audit=self.journal.audit, metrics=self.metrics, believed=lambda: True,
+            tree=self.tree, identity=self.tree.adopt(), boxes=[self.box], view=str(view or self.root),
+            index_path=path, mailbox=self.mailbox, audit=self.journal.audit, metrics=self.metrics,
+            believed=lambda: True,
         )  # fmt: skip
         intake = Intake(
             tree=self.tree, writer=self._writer, mailbox=self.mailbox, audit=self.journal.audit, metrics=self.metrics,
@@ -75,6 +81,19 @@ class InboxWorker:
     def put(self, name: str) -> None:
         """A file of any name in the inbox."""
         os.close(os.open(self.directory / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """It takes by itself what comes, in the time of a `with` block."""
+        driver = Driver(self.inbox, Beats(), lambda: None)
+        driver.start()
+        try:
+            yield
+        finally:
+            driver.stop()
+            assert driver.join(20.0)
+        if driver.failure is not None:
+            raise driver.failure
 
     def turn(self, *, later_s: float = 0.0) -> None:
         """One turn of the worker, at a later time if wanted."""

@@ -310,17 +310,13 @@ def test_an_hour_that_the_archive_could_not_write_into_is_not_made(receiver: Rec
 def test_a_stale_view_leaves_the_inbox_alone(receiver: ReceivingNode) -> None:
     receiver.unmount()
     path = put(receiver, name_of())
-    try:
-        with receiver.agent as agent:
-            wait_for(lambda: agent.records("view-stale"), "it to be told")
-            assert path.exists()
-            assert not agent.hidden(f"{HOUR}/{STEM}")
-            receiver.mount()
-            wait_for(lambda: stands(receiver), "it to be taken")
-            wait_for(lambda: agent.records("view-returned"), "it to be told")
-    finally:
-        if not receiver.view.is_mount():
-            receiver.mount()
+    with receiver.agent as agent:
+        wait_for(lambda: agent.records("view-stale"), "it to be told")
+        assert path.exists()
+        assert not agent.hidden(f"{HOUR}/{STEM}")
+        receiver.mount()
+        wait_for(lambda: stands(receiver), "it to be taken")
+        wait_for(lambda: agent.records("view-returned"), "it to be told")
 
 
 def test_a_receiver_killed_between_hiding_and_placing_goes_on_at_its_start(receiver: ReceivingNode) -> None:
