@@ -157,13 +157,15 @@ class Way:
     """What the ways of delivery answer differently, as it lies in their nature.
 
     `blocked`, `forbidden`: the state and reason where there is no room for a tombstone now, and no right to create it.
-    `looks`: the state of one that stands, where nothing but asking is allowed and nothing is known of it. `longest`:
-    bytes of a stem in the place of these tests.
+    `looks`: the state of one that stands, where nothing but asking is allowed and nothing is known of it.
+    `shows_lost_root`: whether it can be seen that the whole tree was removed. `longest`: bytes of a stem in the hour of
+    these tests.
     """
 
     blocked: tuple[State, str] = (State.PENDING, "failure")
     forbidden: tuple[State, str] = (State.REFUSED, "permission")
     looks: State = State.CONFIRMED
+    shows_lost_root: bool = True
     longest: int = MAX_NAME_BYTES - len(".tombstone")
 
     def confirmed(self, job: Job, *, stood: bool = False, waited: bool = False) -> Sequence[Answer]:
@@ -179,7 +181,8 @@ class ByInbox(Way):
     def __init__(self) -> None:
         waits = (State.RECEIVED, "")
         longest = MAX_NAME_BYTES - len(offer_name(Offer(MARKED, NODE))) + len(STEM)
-        super().__init__(blocked=waits, forbidden=waits, looks=State.NOT_DURABLE, longest=longest)
+        # A view goes on showing a directory that was removed, without anything in it.
+        super().__init__(waits, waits, looks=State.NOT_DURABLE, shows_lost_root=False, longest=longest)
 
     def confirmed(self, job: Job, *, stood: bool = False, waited: bool = False) -> Sequence[Answer]:
         placed = {not stood}
@@ -686,6 +689,20 @@ def test_an_idle_session_has_nothing_to_collect(peer: Peer) -> None:
         assert exchange(session, [FIRST]) == [Answer(1, State.CONFIRMED, placed=True)]
     finally:
         session.close()
+
+
+def root_there(peer: Peer) -> bool:
+    session = peer.connect()
+    try:
+        return session.root_there
+    finally:
+        session.close()
+
+
+def test_a_session_knows_whether_there_is_a_tree(peer: Peer) -> None:
+    assert root_there(peer)
+    peer.tree.remove("")
+    assert root_there(peer) is not peer.way.shows_lost_root
 
 
 def test_close_from_another_thread_ends_a_wait(peer: Peer) -> None:

@@ -47,6 +47,10 @@ class Answer(NamedTuple):
 class Session(Protocol):
     """An open session with one peer, owned by one thread."""
 
+    @property
+    def root_there(self) -> bool:
+        """Whether the peer's tree, or by inbox the view of it, stood there when the session began."""
+
     def room(self, waiting: int) -> int:
         """How many jobs may be submitted now, of `waiting`."""
 
