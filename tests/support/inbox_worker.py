@@ -59,6 +59,7 @@ class InboxWorker:
             on_news=lambda _: None, watch_answers=lambda: False, breaker=Breaker(NO_LIMIT),
         )  # fmt: skip
         self._driver = Driver(intake, Beats(), self.mailbox.close)
+        self._later_s = 0.0  # how far the worker's time is ahead; it never goes back
 
     def __enter__(self) -> InboxWorker:
         self._driver.start()
@@ -100,11 +101,10 @@ class InboxWorker:
         self.inbox.loop(time.monotonic() + later_s)
 
     def take_all(self) -> None:
-        """Turns until nothing is left to do, however long it would wait in between."""
-        later_s = 0.0
+        """Turns until nothing is left to do, however long it would wait in between: its time goes on with them."""
         while True:
-            later_s += _LATER_S
-            self.turn(later_s=later_s)
+            self._later_s += _LATER_S
+            self.turn(later_s=self._later_s)
             self.settle()
             if not os.listdir(self.directory) and not self.reader.awaited(above=0, limit=1):
                 return
