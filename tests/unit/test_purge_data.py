@@ -15,7 +15,7 @@ from tests.support.careless import CARELESS, OpenBelow
 from tests.support.swapper import Swapper
 from tombsync.errors import NotPurgeable
 from tombsync.names import Marked
-from tombsync.tree import DataFile, Tree, delete_data, list_data, purged_of, remember_purge
+from tombsync.tree import DataFile, Standing, Tree, delete_data, list_data, purged_of, remember_purge, standing
 
 STEM = segment_stem(0)
 WAYS = pytest.mark.parametrize("parts", [1, 2, 3], ids=["channel", "quality", "hour"])
@@ -173,3 +173,18 @@ def test_what_is_no_file_is_not_listed(ground: Ground) -> None:
     (ground.hour / f"{STEM}.json").symlink_to("/etc/passwd")
     with pytest.raises(NotPurgeable, match="a directory, a link or a device"):
         ground.listed()
+
+
+def test_what_stands_of_a_stem_is_seen_by_descriptors(ground: Ground, tmp_path: Path) -> None:
+    def seen() -> Standing:
+        with ground.tree.open_root() as fd:
+            return standing(fd, ground.marked)
+
+    assert seen() == Standing(tombstone=True, data=True)
+    (ground.hour / f"{STEM}.ts").rename(ground.hour / f"{STEM}.json")
+    (ground.hour / f"{STEM}.tombstone").unlink()
+    assert seen() == Standing(tombstone=False, data=True)
+    ground.hour.rename(tmp_path / "outside")
+    assert seen() == Standing(tombstone=False, data=False)
+    ground.hour.symlink_to(tmp_path / "outside")
+    assert seen() == Standing(tombstone=False, data=False)

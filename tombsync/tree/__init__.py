@@ -5,7 +5,7 @@ each step of a path is opened relative to the one before with O_NOFOLLOW. No des
 one would keep the file system from being unmounted.
 """
 
-from tombsync.tree.data import DataFile, delete_data, list_data
+from tombsync.tree.data import DataFile, Standing, delete_data, list_data, standing
 from tombsync.tree.directories import (
     create_empty,
     directory_names,
@@ -24,6 +24,7 @@ __all__ = [
     "DataFile",
     "Listing",
     "Purged",
+    "Standing",
     "Tree",
     "create_empty",
     "delete_data",
@@ -38,4 +39,5 @@ __all__ = [
     "purged_of",
     "read_note",
     "remember_purge",
+    "standing",
 ]

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pwd import struct_passwd
 
 from tombsync import errors
-from tombsync.cli.peer.files import read_text, remove_file, replace_file, sync_directory
+from tombsync.cli.files import sync_directory
+from tombsync.cli.peer.files import read_text, remove_file, replace_file
 from tombsync.cli.peer.sshd import KEYS
 from tombsync.cli.peer.steps import Step, run_program
 
