@@ -1,16 +1,13 @@
-"""Delivery by inbox: touch -> hidden on two peers; a catch-up against `tree`; a million hostile names in the checks.
+"""Delivery by inbox: touch -> hidden on two peers; a catch-up against `tree`; a million hostile names in an inbox.
 
 python -m benchmarks.inbox [--touches 300] [--count 10000] [--names 1000000]
 """
 
 from __future__ import annotations
 
-import itertools
-import os
 import sqlite3
-import stat
+import tempfile
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -27,13 +24,12 @@ from benchmarks.common import (
     touch,
     work_directory,
 )
-from tests.faults.hostile_names import Names, can_be_file
+from tests.faults import hostile_inbox
 from tests.support.agent import AgentProcess, peer_table
 from tests.support.inbox import ReceivingNode, account_of
 from tests.support.relay import Relay
-from tombsync.inbox.checks import Refused, judge
 from tombsync.index import index_path
-from tombsync.names import Hour, Offer
+from tombsync.names import Hour
 from tombsync.plan import State
 
 _HOUR = Hour("desertbus", "source", trees.FIRST_HOUR)
@@ -136,26 +132,14 @@ def with_tree(stack: ExitStack, node: ReceivingNode) -> ReceivingNode:
     return node
 
 
-def hostile(report: Report, count: int) -> None:
-    """Any name: refused, or an offer that stays inside; each file looks as a sender's own does."""
-    source = Names(1)
-    mine = os.stat_result((stat.S_IFREG | 0o600, 1, 1, 1, 1000, 1000, 0, 0, 0, 0))
-    ways: list[Callable[[], str]] = [
-        source.name,
-        lambda: f"1,0,{_SENDER},desertbus,source,2019-11-13T02,{source.stem()}",
-        lambda: ",".join(["1", "0", _SENDER, *source.path().split("/")]),
-    ]
-    names = [name for way, _ in zip(itertools.cycle(ways), range(count), strict=False) if can_be_file(name := way())]
-    begun = time.perf_counter()
-    offers = [found for name in names if not isinstance(found := judge(name, mine, uid=1000), Refused)]
-    taken_s = time.perf_counter() - begun
-    for offer in offers:
-        assert isinstance(offer, Offer)
-        parts = offer.marked.tombstone_path.split("/")
-        assert len(parts) == 4 and all(part and part[0] != "." for part in parts), offer
-    report.add("hostile names", len(names))
-    report.add("taken of them, all inside", len(offers))
-    report.add("names checked a second", round(len(names) / taken_s))
+def hostile(report: Report, base: Path, count: int) -> None:
+    """Any name, through the checks alone and through the worker that takes from an inbox."""
+    with tempfile.TemporaryDirectory(prefix="hostile-", dir=base) as directory:
+        result = hostile_inbox.run(Path(directory), count=count, seed=1)
+    report.add("hostile names", count)
+    report.add("placed of them, all inside", result.counts["placed"])
+    report.add("names checked a second", round(count / result.checked_s))
+    report.add("names taken from the inbox a second", round(count / result.taken_s))
 
 
 def main() -> None:
@@ -178,7 +162,7 @@ def main() -> None:
         by_inbox, by_tree = (sorted(side)[len(side) // 2] for side in zip(*pairs, strict=True))
         report.add(f"{options.count} at 50 ms RTT", f"{by_inbox:.2f} s, tree {by_tree:.2f} s")
         report.add("inbox / tree", round(by_inbox / by_tree, 2), must="<= 1.2", ok=by_inbox <= 1.2 * by_tree)
-    hostile(report, options.names)
+        hostile(report, base, options.names)
     report.close()
 
 

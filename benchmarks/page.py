@@ -41,9 +41,16 @@ benchmarks/run hide push                                 # some of them, as text
 with one OPEN, and one OPEN and fsync, on an open session of the same library and server, one after each touch.
 `catchup` holds the session still while the tombstones are hidden, and compares with rsync over an open ssh connection
 through the same relay. lsyncd and rsync are Debian's packages.
+
+`inbox` has two receiving nodes, each with an agent, an sshd and jailed accounts of its own, behind relays; it makes
+accounts and mounts, so it needs root. From right before the `touch` to the commits on both others it must take p50 <=
+15 ms without delay and <= 4 RTT at 20 ms RTT; 10,000 at 50 ms RTT must be confirmed within 1.2 times what `tree` takes
+(the median of three pairs, one after the other; the receiving agent runs in both). A million hostile names in an inbox
+have no limit but that none escapes: the rate is that of the checks alone, and that of the worker with everything behind
+it.
 """
 
-_NAMES = ("names", "hide", "push", "catchup", "peers", "rescan", "idle", "scrape", "burst", "soak")
+_NAMES = ("names", "hide", "push", "catchup", "peers", "inbox", "rescan", "idle", "scrape", "burst", "soak")
 
 
 def main() -> None:

@@ -67,8 +67,9 @@ class ReceivingNode:
             box.mkdir()
             os.chown(box, os.getuid(), pwd.getpwuid(uid).pw_gid)
             box.chmod(0o730)
-        self.mount()
+        self._shown = False
         stack.callback(self.unmount)
+        self.mount()
         self.server = stack.enter_context(Sshd(sftp_args=f"-d {self.jail}/inbox/%u -u 0077 -p {REQUESTS}"))
         self.server.directory.chmod(0o711)  # sshd reads the authorized keys as the account that logs in
         self.server.authorized_keys_path.chmod(0o644)
@@ -82,14 +83,18 @@ class ReceivingNode:
         """The inbox of one sender."""
         return self.jail / "inbox" / account_of(sender)
 
-    def mount(self) -> None:
-        """Show the tree, read-only."""
-        run(need("mount"), "--bind", str(self.root), str(self.view))
-        run(need("mount"), "-o", "remount,bind,ro,nosuid,nodev,noexec", str(self.view))
+    def mount(self, root: Path | None = None) -> None:
+        """Show the tree, or another one in its place, read-only; nothing where one is shown already."""
+        if not self._shown:
+            run(need("mount"), "--bind", str(root or self.root), str(self.view))
+            self._shown = True
+            run(need("mount"), "-o", "remount,bind,ro,nosuid,nodev,noexec", str(self.view))
 
     def unmount(self) -> None:
         """Show nothing any more."""
-        run(need("umount"), "--lazy", str(self.view))
+        if self._shown:
+            run(need("umount"), "--lazy", str(self.view))
+            self._shown = False
 
     def write_settings(self) -> None:
         """Write the settings file; counts from the next start."""

@@ -112,6 +112,15 @@ class Machine:
         """Run a command of tombsync in it."""
         return self.run(sys.executable, "-m", "tombsync", *words, expect=expect)
 
+    def start(self, *words: str | Path) -> subprocess.Popen[str]:
+        """Start a command of tombsync in it; its stdout and stderr can be read."""
+        return subprocess.Popen(
+            [self._nsenter, "--target", str(self.pid), "--mount", "--pid", sys.executable, "-m", "tombsync",
+             *(str(word) for word in words)],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=self._environment(),
+        )  # fmt: skip
+
     def json(self, *words: str | Path, expect: int | None = 0) -> Any:
         """Run a command of tombsync with --json and return what it printed."""
         return json.loads(self.tombsync(*words, "--json", expect=expect).stdout)

@@ -202,6 +202,7 @@ class MemorySession:
     def __init__(self, peer: MemoryPeer) -> None:
         self.failure: PeerError | None = None
         self.pings = 0
+        self.root_there = "" in peer.look()
         self.canary_at: float | None = None
         self.canary_problem = ""
         self._peer = peer

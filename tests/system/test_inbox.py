@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -290,9 +291,13 @@ def test_a_tree_that_cannot_be_written_keeps_it_hidden_and_in_the_inbox(receiver
             assert "received from node-a, cannot write" in agent.records("tree-refused")[0]["MESSAGE"]
             assert path.exists()
             wait_for(lambda: "received, cannot write" in agent.run("status").stdout, "status to say so")
+            assert "its tombstone is not yet written here" in agent.run("status", STEM).stdout
+            (segment,) = json.loads(agent.run("status", STEM, "--json").stdout)
+            assert segment["tombstone_here"] is False
         finally:
             subprocess.run(["chattr", "-i", hour], check=True)
         wait_for(lambda: stands(receiver) and not path.exists(), "it to be written")
+        assert "its tombstone stands here" in agent.run("status", STEM).stdout
 
 
 def test_an_hour_that_the_archive_could_not_write_into_is_not_made(receiver: ReceivingNode) -> None:
@@ -310,17 +315,13 @@ def test_an_hour_that_the_archive_could_not_write_into_is_not_made(receiver: Rec
 def test_a_stale_view_leaves_the_inbox_alone(receiver: ReceivingNode) -> None:
     receiver.unmount()
     path = put(receiver, name_of())
-    try:
-        with receiver.agent as agent:
-            wait_for(lambda: agent.records("view-stale"), "it to be told")
-            assert path.exists()
-            assert not agent.hidden(f"{HOUR}/{STEM}")
-            receiver.mount()
-            wait_for(lambda: stands(receiver), "it to be taken")
-            wait_for(lambda: agent.records("view-returned"), "it to be told")
-    finally:
-        if not receiver.view.is_mount():
-            receiver.mount()
+    with receiver.agent as agent:
+        wait_for(lambda: agent.records("view-stale"), "it to be told")
+        assert path.exists()
+        assert not agent.hidden(f"{HOUR}/{STEM}")
+        receiver.mount()
+        wait_for(lambda: stands(receiver), "it to be taken")
+        wait_for(lambda: agent.records("view-returned"), "it to be told")
 
 
 def test_a_receiver_killed_between_hiding_and_placing_goes_on_at_its_start(receiver: ReceivingNode) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -422,6 +424,108 @@ def test_a_configuration_that_sshd_refuses_is_put_back(machine: Machine, key: Pa
         assert not machine.path(KEYS).exists()
 
 
+# -- the host keys of peers --------------------------------------------------------------------------------------------
+
+
+KNOWN_HOSTS = "/etc/tombsync/known_hosts"
+
+
+def host_key(directory: Path, name: str, *options: str) -> str:
+    """A host key, as type and base64."""
+    path = directory / name
+    subprocess.run([need("ssh-keygen"), "-q", "-N", "", "-f", str(path), *(options or ("-t", "ed25519"))], check=True)
+    return " ".join(path.with_suffix(".pub").read_text().split()[:2])
+
+
+def pin(machine: Machine, *given: str | Path, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    words = [word for one in given for word in ([str(one)] if one == "--dry-run" else ["--host-key", str(one)])]
+    return machine.tombsync("peer", "add", "node-b", "--host", "b.example", "--port", "2222", *words, expect=expect)
+
+
+def test_host_keys_are_pinned_once_and_a_dry_run_shows_them(machine: Machine, tmp_path: Path) -> None:
+    first, second = host_key(tmp_path, "one"), host_key(tmp_path, "two", "-t", "ecdsa")
+    told = pin(machine, first, "--dry-run").stdout
+    assert f"    {KNOWN_HOSTS}:\n      [b.example]:2222 {first}\n" in told
+    assert not machine.path(KNOWN_HOSTS).exists()
+    assert "pin the host key of b.example" in pin(machine).stderr
+    machine.path(KNOWN_HOSTS).write_text("# ours\nother.example ssh-ed25519 AAAA")
+    machine.run("chown", "12345:54321", KNOWN_HOSTS)
+    lines = tmp_path / "node-b.hosts"
+    lines.write_text(f"#   SHA256:x (ssh-ed25519)\nwhat-it-calls-itself {first}\n\nx.example ssh-dss AAAA\n")
+    done = pin(machine, lines)
+    assert "pin the host key of b.example" not in done.stderr
+    assert f"pin the host key of b.example in {KNOWN_HOSTS}: SHA256:" in done.stdout
+    wanted = f"# ours\nother.example ssh-ed25519 AAAA\n[b.example]:2222 {first}\n"
+    assert machine.path(KNOWN_HOSTS).read_text() == wanted
+    assert machine.path(KNOWN_HOSTS).stat().st_uid == 12345
+    for again in (lines, first, f"b.example {first}", f"[b.example]:2222 {first} comment"):
+        assert "nothing to change" in pin(machine, again).stdout
+    pin(machine, first, second)  # another kind of the same machine
+    assert machine.path(KNOWN_HOSTS).read_text() == f"{wanted}[b.example]:2222 {second}\n"
+    assert "nothing to change" in machine.tombsync("peer", "add", "node-b", "--host-key", second).stdout
+
+
+def test_a_host_key_that_is_pinned_is_never_exchanged(machine: Machine, tmp_path: Path) -> None:
+    first, other = host_key(tmp_path, "one"), host_key(tmp_path, "other")
+    kind = host_key(tmp_path, "ecdsa", "-t", "ecdsa")
+    pin(machine, first)
+    command = ("peer", "add", "node-b", "--host-key")
+    for given in (other, kind):
+        said = refused(machine, *command, given)
+        assert f"{KNOWN_HOSTS} has another key for [b.example]:2222" in said
+        assert f"ssh-keygen -f {KNOWN_HOSTS} -R '[b.example]:2222'" in said
+    assert "has another key" in refused(machine, *command, first, "--host-key", other)
+    machine.run("ssh-keygen", "-f", KNOWN_HOSTS, "-R", "[b.example]:2222")
+    machine.tombsync(*command, other)
+    assert machine.path(KNOWN_HOSTS).read_text() == f"[b.example]:2222 {other}\n"
+    machine.path(KNOWN_HOSTS).write_text(f"@revoked * {first}\n")
+    assert "has this key as revoked" in refused(machine, *command, first)
+
+
+def test_what_is_no_host_key(machine: Machine, tmp_path: Path) -> None:
+    pin(machine)
+    good = host_key(tmp_path, "good")
+    texts = {
+        "@cert-authority *.example " + good: "@cert-authority",
+        f"b.example {good[:-8]}": "--host-key",
+        "b.example ssh-dss AAAA": "cannot be read",  # it is taken for a file
+        str(tmp_path / "none"): "No such file",
+        str(tmp_path): "cannot be read",
+    }
+    (tmp_path / "empty").write_text("# nothing\n")
+    texts[str(tmp_path / "empty")] = "holds no host key"
+    for given, word in texts.items():
+        assert word in refused(machine, "peer", "add", "node-b", "--host-key", given), given
+    said = refused(machine, "peer", "add", "node-c", "--host-key", good, expect=2)
+    assert "say --host" in said
+
+
+# -- two at once -------------------------------------------------------------------------------------------------------
+
+
+def test_commands_at_the_same_time_lose_nothing(machine: Machine) -> None:
+    names = [f"node-{letter}" for letter in "bcdef"]
+    with ThreadPoolExecutor(len(names)) as pool:
+        told = list(pool.map(lambda name: machine.tombsync("peer", "add", name, "--host", f"{name}.example"), names))
+    assert {peer.name for peer in load(str(machine.path(CONFIG))).peers} == set(names)
+    assert sum("nothing to change" in done.stdout for done in told) == 0
+
+
+def test_one_that_goes_on_for_long_is_waited_for_and_a_dry_run_waits_for_nobody(machine: Machine) -> None:
+    words = ("peer", "add", "node-b", "--host", "b.example")
+    descriptor = os.open(machine.path("/run/tombsync-peer.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    machine.tombsync(*words, "--dry-run")
+    with machine.start(*words) as waiting:
+        assert waiting.stderr is not None
+        assert "another `tombsync peer` command is at work" in waiting.stderr.readline()
+        assert not load(str(machine.path(CONFIG))).peers
+        os.close(descriptor)
+        waiting.communicate(timeout=50)
+    assert waiting.returncode == 0
+    assert [peer.name for peer in load(str(machine.path(CONFIG))).peers] == ["node-b"]
+
+
 # -- show --------------------------------------------------------------------------------------------------------------
 
 
@@ -438,9 +542,10 @@ def test_show_is_what_the_other_operator_needs(tmp_path: Path) -> None:
             machine.path(CONFIG).write_text(
                 text.replace('host = "127.0.0.1"\n', f'host = "127.0.0.1"\nport = {b.port}\n')
             )
-        shown = b.json("peer", "show", "node-a", "--host", "127.0.0.1", "--port", str(b.port))
-        known = "".join(f"{line['known_hosts']}\n" for line in shown["host_keys"])
-        a.path("/etc/tombsync/known_hosts").write_text(known)
+        shown = b.tombsync("peer", "show", "node-a", "--host", "127.0.0.1", "--port", str(b.port)).stdout
+        text = shown[shown.index("# The host keys") :]
+        a.path("/etc/tombsync/node-b.hosts").write_text(text)
+        a.tombsync("peer", "add", "node-b", "--host-key", "/etc/tombsync/node-b.hosts")
         found = {finding["what"]: finding for finding in a.json("check", expect=None)}
         assert (found["peer node-b"]["level"], found["peer node-b"]["hint"]) == ("ok", None)
 
@@ -453,8 +558,12 @@ def join(here: Machine, there: Machine) -> None:
     pub.write_text(card["public_key"] + "\n")
     words = card["command"].split()
     words[words.index(f"{here.node}.pub")] = str(pub)
+    hosts = pub.with_suffix(".hosts")
+    hosts.write_text("".join(f"{line['known_hosts']}\n" for line in shown["host_keys"]))
     if card["account"] is None:  # nothing is delivered to us before the other side is there: say where we are
-        words += ["--host", "127.0.0.1"]
+        words += ["--host", "127.0.0.1", "--host-key", str(hosts)]
+    else:
+        words[words.index(f"{here.node}.hosts")] = str(hosts)
     assert words[:4] == ["tombsync", "peer", "add", here.node]
     there.tombsync(*words[1:])
 
@@ -467,7 +576,7 @@ def test_show_for_people(machine: Machine, key: Path) -> None:
     public = machine.run("ssh-keygen", "-y", "-f", "/etc/tombsync/id_ed25519").stdout.split()[1]
     assert f"ssh-ed25519 {public} node-a" in told
     assert (
-        "tombsync peer add node-a --key node-a.pub --host a.example --port 2222"
+        "tombsync peer add node-a --key node-a.pub --host a.example --port 2222 --host-key node-a.hosts"
         f" --user {ACCOUNT} --account tombsync-node-a"
     ) in told
     fingerprint = machine.run("ssh-keygen", "-l", "-f", "/etc/ssh/ssh_host_ed25519_key.pub").stdout.split()[1]

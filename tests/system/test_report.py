@@ -95,12 +95,47 @@ def test_one_changed_byte_is_found(agent: AgentProcess, signer: tuple[Path, Path
     assert "cannot be read" in verify(1, "--signature", "/nonexistent")
 
 
-def test_what_is_there_is_not_replaced_and_a_bad_key_is_said(agent: AgentProcess, tmp_path: Path) -> None:
-    path = tmp_path / "report.json"
+def test_what_is_there_is_not_replaced(agent: AgentProcess, signer: tuple[Path, Path], tmp_path: Path) -> None:
+    key, _ = signer
+    path, signature = tmp_path / "report.json", tmp_path / "report.json.sig"
     path.write_text("mine")
     assert "File exists" in agent.run("report", STEM, "--output", str(path), expect=1).stderr
-    assert path.read_text() == "mine"
-    other = str(tmp_path / "other.json")
-    refused = agent.run("report", STEM, "--output", other, "--sign", str(path), expect=1)
-    assert "cannot sign with" in refused.stderr
-    assert agent.run("report", STEM, "--sign", str(path), expect=2).returncode == 2
+    path.rename(signature)
+    refused = agent.run("report", STEM, "--output", str(path), "--sign", str(key), expect=1)
+    assert f"{signature}: File exists" in refused.stderr
+    assert signature.read_text() == "mine"
+    assert not path.exists()
+    assert agent.run("report", STEM, "--sign", str(key), expect=2).returncode == 2
+
+
+def test_a_key_that_cannot_sign_leaves_nothing_behind(
+    agent: AgentProcess, signer: tuple[Path, Path], tmp_path: Path
+) -> None:
+    key, allowed = signer
+    directory = tmp_path / "reports"
+    directory.mkdir()
+    path = directory / "report.json"
+    for bad in (tmp_path / "none", allowed):
+        refused = agent.run("report", STEM, "--output", str(path), "--sign", str(bad), expect=1)
+        assert f"cannot sign with {bad}" in refused.stderr
+        assert list(directory.iterdir()) == []
+    agent.run("report", STEM, "--output", str(path), "--sign", str(key))  # so it can be tried again
+    assert {one.name for one in directory.iterdir()} == {"report.json", "report.json.sig"}
+
+
+def test_it_says_whether_the_tombstone_stands_here(agent: AgentProcess) -> None:
+    def segment() -> dict[str, object]:
+        (found,) = json.loads(agent.run("report", STEM, "--json").stdout)["segments"]
+        assert isinstance(found, dict)
+        return found
+
+    assert segment()["tombstone_here"] is True
+    assert "its tombstone stands here; its data is still here" in agent.run("report", STEM).stdout
+    agent.stop()
+    (agent.root / HOUR / f"{STEM}.tombstone").unlink()
+    assert segment()["tombstone_here"] is False
+    assert "its tombstone does not stand here any more" in agent.run("report", STEM).stdout
+    agent.root.rename(agent.base / "unmounted")
+    agent.root.mkdir()
+    assert (segment()["tombstone_here"], segment()["data_here"]) == (None, None)
+    assert "what stands here is not known" in agent.run("report", STEM).stdout

@@ -39,7 +39,7 @@ def peer(agent: AgentProcess, *options: str, expect: int = 0) -> dict[str, Any]:
     """What `status --json` says of the peer."""
     (document,) = json.loads(agent.run("status", STEM, "--json", *options, expect=expect).stdout)
     assert document["segment"] == f"{HOUR}/{STEM}"
-    assert document["data_here"] is True
+    assert document["tombstone_here"] is document["data_here"] is True
     assert document["origin"] == "node-a"
     (found,) = document["peers"]
     assert isinstance(found, dict)

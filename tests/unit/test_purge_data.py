@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from tests.support.agent import make_hour, segment_stem, touch
+from tests.support.careless import CARELESS, OpenBelow
+from tests.support.swapper import Swapper
 from tombsync.errors import NotPurgeable
 from tombsync.names import Marked
-from tombsync.tree import DataFile, Tree, delete_data, list_data, purged_of, remember_purge
+from tombsync.tree import DataFile, Standing, Tree, delete_data, list_data, purged_of, remember_purge, standing
 
 STEM = segment_stem(0)
+WAYS = pytest.mark.parametrize("parts", [1, 2, 3], ids=["channel", "quality", "hour"])
+OUTCOMES = ("not listed", "kept", "deleted")
+OFTEN = 100  # each outcome of a race
+WITHIN_S = 45.0
 
 
 class Ground:
@@ -84,6 +94,60 @@ def test_a_directory_swapped_while_it_is_open_deletes_nothing_outside(ground: Gr
     assert (moved / f"{STEM}.tombstone").exists()
 
 
+def race(ground: Ground, base: Path, parts: int) -> Counter[str]:
+    """Purge while a directory, so many parts below ROOT, is swapped for a link and back; how often what came of it.
+
+    Ends when each outcome came often, or at the first that is different outside.
+    """
+    way = ground.hour.relative_to(ground.root).parts
+    at, outside, link = ground.root.joinpath(*way[:parts]), base / "outside", base / "link"
+    shutil.copytree(at, outside)  # if the link were followed, all that is asked for would be there
+    link.symlink_to(outside)
+    there = outside.joinpath(*way[parts:])
+    before, came, end = os.listdir(there), Counter[str](), time.monotonic() + WITHIN_S
+    hour_fd = os.open(ground.hour, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with Swapper([(at, link)]):
+            while min(came[outcome] for outcome in OUTCOMES) < OFTEN:
+                assert time.monotonic() < end, came
+                os.close(os.open(f"{STEM}.ts", os.O_CREAT | os.O_WRONLY, 0o644, dir_fd=hour_fd))
+                came[attempt(ground)] += 1
+                if os.listdir(there) != before:
+                    came["outside"] += 1
+                    break
+        assert sorted(os.listdir(hour_fd)) == sorted(os.listdir(ground.hour))
+    finally:
+        os.close(hour_fd)
+    return came
+
+
+def attempt(ground: Ground) -> str:
+    try:
+        files = ground.listed()
+    except NotPurgeable:
+        return "not listed"
+    return "kept" if any(ground.delete(files)) else "deleted"
+
+
+@WAYS
+def test_a_directory_swapped_again_and_again_deletes_nothing_outside(
+    ground: Ground, tmp_path: Path, parts: int
+) -> None:
+    others = {path: path.read_bytes() for path in ground.hour.iterdir() if path.name != f"{STEM}.ts"}
+    came = race(ground, tmp_path, parts)
+    assert came.keys() == set(OUTCOMES)
+    assert {path: path.read_bytes() for path in ground.hour.iterdir() if path.name != f"{STEM}.ts"} == others
+
+
+@WAYS
+@pytest.mark.parametrize("open_below", CARELESS[:2], ids=lambda planted: planted.__name__)
+def test_the_race_finds_who_follows_a_link(
+    ground: Ground, tmp_path: Path, parts: int, open_below: OpenBelow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tombsync.tree.data.open_below", open_below)
+    assert race(ground, tmp_path, parts)["outside"] == 1
+
+
 @pytest.mark.parametrize("change", ["replaced", "link", "unmarked", "directory"])
 def test_what_is_another_file_by_now_stays(ground: Ground, tmp_path: Path, change: str) -> None:
     files = ground.listed()
@@ -109,3 +173,18 @@ def test_what_is_no_file_is_not_listed(ground: Ground) -> None:
     (ground.hour / f"{STEM}.json").symlink_to("/etc/passwd")
     with pytest.raises(NotPurgeable, match="a directory, a link or a device"):
         ground.listed()
+
+
+def test_what_stands_of_a_stem_is_seen_by_descriptors(ground: Ground, tmp_path: Path) -> None:
+    def seen() -> Standing:
+        with ground.tree.open_root() as fd:
+            return standing(fd, ground.marked)
+
+    assert seen() == Standing(tombstone=True, data=True)
+    (ground.hour / f"{STEM}.ts").rename(ground.hour / f"{STEM}.json")
+    (ground.hour / f"{STEM}.tombstone").unlink()
+    assert seen() == Standing(tombstone=False, data=True)
+    ground.hour.rename(tmp_path / "outside")
+    assert seen() == Standing(tombstone=False, data=False)
+    ground.hour.symlink_to(tmp_path / "outside")
+    assert seen() == Standing(tombstone=False, data=False)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
-import sys
+import tempfile
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import IO, Any
 
 import click
 
 from tombsync import errors
 from tombsync.cli.common import Place, iso, json_option, open_reader, place_options, say, tell_error
+from tombsync.cli.files import write_new
 from tombsync.cli.mark import claimed_actor
-from tombsync.cli.segments import find_markers, hear, segment_facts, segment_lines, stands_of
+from tombsync.cli.segments import find_markers, hear, segment_facts, segment_lines, standing_here, stands_of
 from tombsync.config import Settings
 from tombsync.index import MarkerRow, Reader
 from tombsync.names import printable
@@ -65,6 +67,9 @@ def make(stems: tuple[str, ...], place: Place, live: bool, output: str | None, s
     """
     if sign and not output:
         raise click.UsageError("--sign needs --output FILE: the signature is that of a file")
+    for path in (output, f"{output}.sig" if sign else None):
+        if path and os.path.lexists(path):  # before peers are asked, and a key is touched
+            raise errors.FileRefused(path, os.strerror(errno.EEXIST))
     settings = place.settings()
     reader = open_reader(settings)
     try:
@@ -77,9 +82,11 @@ def make(stems: tuple[str, ...], place: Place, live: bool, output: str | None, s
         for line in text.split("\n"):
             say(line)
     else:
-        _write(output, text)
+        content = text.encode("utf-8", "backslashreplace") + b"\n"
+        files = {output: content}
         if sign:
-            _keygen(errors.SigningFailed, sign, "sign", "-f", sign, "-n", NAMESPACE, output)
+            files = {f"{output}.sig": _signature(content, sign), **files}
+        write_new(files)
     for error in silent:
         tell_error(error)
     return errors.EXIT_IN_PART if silent else 0
@@ -132,10 +139,10 @@ def _document(
     ]
     segments = []
     for row in rows.values():
-        stands = stands_of(settings, reader, row, heard)
+        here, stands = standing_here(settings, reader, row), stands_of(settings, reader, row, heard)
         claims = _claims(settings, row)
-        segments.append({**segment_facts(settings, row, stands), "claimed": claims})
-        lines += ["", *segment_lines(settings, row, stands)]
+        segments.append({**segment_facts(settings, row, here, stands), "claimed": claims})
+        lines += ["", *segment_lines(row, here, stands)]
         if claims:
             lines.append("  the mark says: " + ", ".join(f"{key} {printable(value)}" for key, value in claims.items()))
     document = {
@@ -160,24 +167,22 @@ def _claims(settings: Settings, row: MarkerRow) -> dict[str, str]:
         return {}
 
 
-def _write(path: str, text: str) -> None:
-    """A new file, whole. Raises FileRefused."""
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(fd)
-    except OSError as exc:
-        raise errors.FileRefused(path, exc.strerror or str(exc)) from exc
+def _signature(content: bytes, key: str) -> bytes:
+    """Raises SigningFailed."""
+    with tempfile.TemporaryFile() as file:
+        file.write(content)
+        file.seek(0)
+        return _keygen(errors.SigningFailed, key, "sign", "-f", key, "-n", NAMESPACE, stdin=file).encode() + b"\n"
 
 
-def _keygen(error: type[errors.SigningFailed | errors.SignatureBad], about: str, *words: str, stdin: Any = None) -> str:
+def _keygen(
+    error: type[errors.SigningFailed | errors.SignatureBad], about: str, *words: str, stdin: IO[bytes] | None = None
+) -> str:
     """Run `ssh-keygen -Y`; what it printed. Raises the error with what it said."""
     try:
         done = subprocess.run(
             ["ssh-keygen", "-Y", *words],
-            stdin=stdin if stdin is not None else sys.stdin if sys.stdin and sys.stdin.isatty() else subprocess.DEVNULL,
+            stdin=stdin or subprocess.DEVNULL,  # a passphrase is asked for on the terminal itself
             capture_output=True,
             text=True,
             errors="replace",

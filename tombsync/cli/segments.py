@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,7 @@ from tombsync.config import PeerSettings, Settings
 from tombsync.index import MarkerRow, Reader
 from tombsync.names import Kind, classify
 from tombsync.plan import State
-from tombsync.tree import Tree
+from tombsync.tree import Standing, Tree, standing
 
 if TYPE_CHECKING:
     from tombsync.proof import Heard, Question, Stand
@@ -94,10 +93,10 @@ def tell_segments(settings: Settings, reader: Reader, stems: Sequence[str], *, l
         if not isinstance(row, MarkerRow):
             documents.append({"asked": stem, "segment": None, "error": str(row)})
             continue
-        stands = stands_of(settings, reader, row, heard)
-        documents.append({"asked": stem, **segment_facts(settings, row, stands)})
+        here, stands = standing_here(settings, reader, row), stands_of(settings, reader, row, heard)
+        documents.append({"asked": stem, **segment_facts(settings, row, here, stands)})
         if not as_json:
-            for line in segment_lines(settings, row, stands):
+            for line in segment_lines(row, here, stands):
                 say(line)
     if as_json:
         say_json(documents)
@@ -176,7 +175,19 @@ def stands_of(settings: Settings, reader: Reader, row: MarkerRow, heard: dict[st
     ]
 
 
-def segment_facts(settings: Settings, row: MarkerRow, stands: Sequence[Stand]) -> dict[str, Any]:
+def standing_here(settings: Settings, reader: Reader, row: MarkerRow) -> Standing | None:
+    """What of it stands in this node's own tree now; None where that is not known: another tree is there, or none."""
+    identity = reader.fact("root")
+    if identity is None:
+        return None
+    try:
+        with Tree(settings.root).open_believed(identity) as root_fd:
+            return standing(root_fd, row.marked)
+    except (errors.RootMissing, errors.RootNotBelieved, OSError):
+        return None
+
+
+def segment_facts(settings: Settings, row: MarkerRow, here: Standing | None, stands: Sequence[Stand]) -> dict[str, Any]:
     """How it stands, for programs."""
     return {
         "segment": row.marked.path,
@@ -185,7 +196,8 @@ def segment_facts(settings: Settings, row: MarkerRow, stands: Sequence[Stand]) -
         "owner": owner(row.owner_uid),
         "sender": row.sender or None,
         "origin": row.origin or settings.node,
-        "data_here": _data_here(settings, row),
+        "tombstone_here": here and here.tombstone,
+        "data_here": here and here.data,
         "sent_to_peers": row.pushable,
         "peers": [
             {
@@ -206,17 +218,12 @@ def segment_facts(settings: Settings, row: MarkerRow, stands: Sequence[Stand]) -
     }
 
 
-def _data_here(settings: Settings, row: MarkerRow) -> bool:
-    return any(os.path.lexists(f"{settings.root}/{row.marked.path}{extension}") for extension in (".ts", ".json"))
-
-
-def segment_lines(settings: Settings, row: MarkerRow, stands: Sequence[Stand]) -> list[str]:
+def segment_lines(row: MarkerRow, here: Standing | None, stands: Sequence[Stand]) -> list[str]:
     """How it stands, in words."""
-    data = "its data is still here" if _data_here(settings, row) else "its data is not here"
     by = f"brought by {row.sender}, marked on {row.origin}" if row.sender else f"owner {owner(row.owner_uid) or '-'}"
     lines = [
         row.marked.path,
-        f"  hidden here {when(row.hidden_at_ns)} (seen by {row.source}, {by}); {data}",
+        f"  hidden here {when(row.hidden_at_ns)} (seen by {row.source}, {by}); {_words_here(row, here)}",
         *(f"  {one.peer}: {_words(one)}" for one in stands),
     ]
     if not row.pushable:
@@ -224,6 +231,18 @@ def segment_lines(settings: Settings, row: MarkerRow, stands: Sequence[Stand]) -
     elif not stands:
         lines.append("  no peers are configured: nobody else was told")
     return lines
+
+
+def _words_here(row: MarkerRow, here: Standing | None) -> str:
+    if here is None:
+        return "what stands here is not known, as the known segment tree cannot be seen"
+    if here.tombstone:
+        tombstone = "its tombstone stands here"
+    elif row.in_tree:
+        tombstone = "its tombstone does not stand here any more"
+    else:
+        tombstone = "received, its tombstone is not yet written here"
+    return f"{tombstone}; {'its data is still here' if here.data else 'its data is not here'}"
 
 
 def _words(one: Stand) -> str:

@@ -112,6 +112,38 @@ class NoOwnKey(TombsyncError):
 
 
 @dataclass(eq=False)
+class OtherHostKeyPinned(TombsyncError):
+    """A host key was to be pinned for a peer that has another one already, or one that was revoked."""
+
+    name: str
+    host: str
+    path: str
+    reason: str
+
+    @property
+    def hint(self) -> str:  # type: ignore[override] # made of the data
+        return (
+            "ask its operator by another way which one is right; only then take the old one out"
+            f" (`ssh-keygen -f {self.path} -R '{self.host}'`) and run this command again"
+        )
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.path} {self.reason} for {self.host}"
+
+
+@dataclass(eq=False)
+class OtherCommandRuns(TombsyncError):
+    """Another command that changes peers is at work, and goes on for long."""
+
+    path: str
+    waited_s: float
+    hint: str = "let it end (it may be waiting for an answer on its terminal), then run this command again"
+
+    def __str__(self) -> str:
+        return f"another `tombsync peer` command is at work and holds {self.path}: waited {self.waited_s:.0f} s for it"
+
+
+@dataclass(eq=False)
 class JailUnsafe(TombsyncError):
     """sshd refuses a chroot that somebody else than root could change."""
 

@@ -291,8 +291,9 @@ class Inbox:
                     self._remove(box, fd, name)
             trouble = wrong or trouble
         if trouble:
-            box.failures += 1
-            box.place_at = now + plan.backoff_s(box.failures, 0.0, random=0.5)
+            if box.place_at <= now:  # not at those that came meanwhile: they must not put off the others' next try
+                box.failures += 1
+                box.place_at = now + plan.backoff_s(box.failures, 0.0, random=0.5)
             if trouble != box.trouble:
                 text = f"received from {box.sender}, cannot write: {trouble}"
                 self._audit.record(Event.TREE_REFUSED, text, peer=box.sender, source=Source.INBOX.value)

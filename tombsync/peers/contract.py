@@ -31,8 +31,9 @@ class Job(NamedTuple):
 class Answer(NamedTuple):
     """What became of a job; PENDING means that it has to be tried again.
 
-    `reason`: a short word for the metric of failures. `placed`: it was not there, and this job created it. `data`:
-    whether the peer has data of the stem; None where that was not asked.
+    `reason`: a short word for the metric of failures. `placed`: it was not there, and this job created it (a first
+    delivery by inbox does not ask whether it was there). `data`: whether the peer has data of the stem; None where that
+    was not asked.
     """
 
     marker: int
@@ -45,6 +46,10 @@ class Answer(NamedTuple):
 
 class Session(Protocol):
     """An open session with one peer, owned by one thread."""
+
+    @property
+    def root_there(self) -> bool:
+        """Whether the peer's tree, or by inbox the view of it, stood there when the session began."""
 
     def room(self, waiting: int) -> int:
         """How many jobs may be submitted now, of `waiting`."""

@@ -25,8 +25,8 @@ from tombsync.peers.session import Asking, SftpSession, Steps, not_regular, not_
 from tombsync.plan import State
 
 _MOST_UNTAKEN = 4_000  # names in the inbox at once: a third of what its file system holds
-_PATIENCE_S = 5.0  # then a name that is not taken is `received`, and asked for again later
-_PROBE_PATIENCE_S = 1.0  # of one that waited before
+PATIENCE_S = 5.0  # then a name that is not taken is `received`, and asked for again later
+PROBE_PATIENCE_S = 1.0  # of one that waited before
 _CANARY_PATIENCE_S = 30.0
 # How long the receiving agent takes is learnt: the first look comes a little after that (benchmarks/push.py, inbox).
 _SOONEST_LOOK_S = 0.002
@@ -77,8 +77,9 @@ class InboxSession(SftpSession):
     # -- the way of one job -------------------------------------------------------------------------------------------
 
     def _deliver(self, job: Job) -> Steps:
+        stood = False
         if job.durable or not job.make_hour:  # it had it once
-            answer = yield from self._still_there(job)
+            answer, stood = yield from self._still_there(job)
             if answer is not None:
                 return answer
         if not (yield from self._is_served(job)):
@@ -98,10 +99,10 @@ class InboxSession(SftpSession):
             return Answer(job.marker, State.REFUSED, "this account has no inbox there", "no-inbox")
         else:
             return refusal(job, made, "may not be created in its inbox")
-        taken = yield from self._is_taken(name, _PROBE_PATIENCE_S if job.probe else _PATIENCE_S)
+        taken = yield from self._is_taken(name, PROBE_PATIENCE_S if job.probe else PATIENCE_S)
         if not taken:
             return Answer(job.marker, State.RECEIVED, _UNTAKEN)
-        return (yield from self._after_taken(job, placed=made.code == wire.OK))
+        return (yield from self._after_taken(job, placed=made.code == wire.OK and not stood))
 
     def _look(self, job: Job) -> Steps:
         # Before the view: what its agent takes between the two looks is then found in the second.
@@ -123,19 +124,20 @@ class InboxSession(SftpSession):
             return Answer(job.marker, State.CONFIRMED)
         return Answer(job.marker, State.NOT_DURABLE, "it stands there, and its agent has not confirmed it")
 
-    def _still_there(self, job: Job) -> Asking[Answer | None]:
-        """The answer where nothing has to be sent; None where it has."""
+    def _still_there(self, job: Job) -> Asking[tuple[Answer | None, bool]]:
+        """The answer where nothing has to be sent, None where it has; and whether the tombstone stands."""
         seen = yield (wire.lstat, self._tombstone_path(job.marked))
         if seen.mode is not None:
             if not stat.S_ISREG(seen.mode):
-                return not_regular(job)
-            return Answer(job.marker, State.CONFIRMED) if job.durable else None
+                return not_regular(job), False
+            return (Answer(job.marker, State.CONFIRMED) if job.durable else None), True
         if seen.code != wire.NO_SUCH_FILE:
-            return refusal(job, seen, "may not be asked for")
+            return refusal(job, seen, "may not be asked for"), False
         if job.make_hour:
-            return None
+            return None, False
         answer = yield from self._without_hour(job)
-        return None if answer.state is State.PENDING else answer  # its hour is there: it lost the tombstone alone
+        # PENDING: its hour is there, so it lost the tombstone alone
+        return (None if answer.state is State.PENDING else answer), False
 
     def _is_served(self, job: Job) -> Asking[bool]:
         """Whether the view has the channel and quality; asked once a session."""

@@ -81,11 +81,24 @@ class HostKeyHalt:
 def load(path: str, *, peer: str, host: str, port: int) -> Pinned:
     """The keys of one host. Raises HostKeyUnknown where the file cannot be read or has none for it."""
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            lines = file.read().splitlines()
+        pinned = read(path, host=host, port=port)
     except OSError as exc:
         raise HostKeyUnknown(peer, f"{path}: {exc.strerror}") from exc
-    name = host.lower() if port == 22 else f"[{host.lower()}]:{port}"
+    if not pinned.algorithms():
+        raise HostKeyUnknown(peer, f"{path} has no key for {name_of(host, port)}")
+    return pinned
+
+
+def name_of(host: str, port: int) -> str:
+    """What a host is called in the file."""
+    return host.lower() if port == 22 else f"[{host.lower()}]:{port}"
+
+
+def read(path: str, *, host: str, port: int) -> Pinned:
+    """What the file says of one host. Raises OSError."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        lines = file.read().splitlines()
+    name = name_of(host, port)
     keys: set[tuple[str, bytes]] = set()
     revoked: set[bytes] = set()
     for number, line in enumerate(lines, start=1):
@@ -107,10 +120,7 @@ def load(path: str, *, peer: str, host: str, port: int) -> Pinned:
             revoked.add(blob)
         else:
             keys.add((fields[1], blob))
-    pinned = Pinned(frozenset(keys), frozenset(revoked))
-    if not pinned.algorithms():
-        raise HostKeyUnknown(peer, f"{path} has no key for {name}")
-    return pinned
+    return Pinned(frozenset(keys), frozenset(revoked))
 
 
 def _matches(patterns: str, name: str) -> bool:

@@ -5,7 +5,7 @@ and nothing follows a symlink below ROOT: each step of a path is opened relative
 descriptor is kept between calls, as one would keep the file system from being unmounted.
 """
 
-from tombsync.tree.data import DataFile, delete_data, list_data
+from tombsync.tree.data import DataFile, Standing, delete_data, list_data, standing
 from tombsync.tree.directories import (
     create_empty,
     directory_names,
@@ -25,6 +25,7 @@ __all__ = [
     "DataFile",
     "Listing",
     "Purged",
+    "Standing",
     "Tree",
     "create_empty",
     "delete_data",
@@ -41,4 +42,5 @@ __all__ = [
     "read_note",
     "remember_purge",
     "remove_tombstones",
+    "standing",
 ]

@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tombsync.errors import NotDeleted, NotPurgeable
 from tombsync.names import EXTENSION, Hour, Kind, Marked, tombstone_name
@@ -36,6 +37,35 @@ class DataFile:
         """Whether this is the file that was listed. Not by its ctime: that changes with another link of it."""
         listed = (self.device, self.inode, self.size_bytes, self.mtime_ns)
         return listed == (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+class Standing(NamedTuple):
+    """Whether something stands at the name of a stem's tombstone, and at one of its data."""
+
+    tombstone: bool
+    data: bool
+
+
+def standing(root_fd: int, marked: Marked) -> Standing:
+    """What stands of a stem; neither where its hour is not there. Raises OSError where that cannot be seen."""
+    hour = marked.hour
+    try:
+        fd = open_below(root_fd, hour.channel, hour.quality, hour.text)
+    except (FileNotFoundError, NotADirectoryError):
+        return Standing(tombstone=False, data=False)
+    try:
+        data = any(_stands(fd, marked.stem + extension) for extension in _EXTENSIONS)
+        return Standing(_stands(fd, tombstone_name(marked.stem)), data)
+    finally:
+        os.close(fd)
+
+
+def _stands(hour_fd: int, name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=hour_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def list_data(root_fd: int, marked: Marked) -> list[DataFile]:

@@ -11,8 +11,9 @@ import click
 
 from tombsync import errors
 from tombsync.cli.common import Place, dry_run_option, json_option, place_options
-from tombsync.cli.peer import accounts, entries, jail, keys, sshd
+from tombsync.cli.peer import accounts, entries, hosts, jail, keys, sshd
 from tombsync.cli.peer.files import read_text
+from tombsync.cli.peer.lock import alone
 from tombsync.cli.peer.mounts import runs_systemd
 from tombsync.cli.peer.names import find_peer, find_sender, name_argument, settings_path
 from tombsync.cli.peer.steps import Step, carry_out, require_root
@@ -27,6 +28,7 @@ class Wanted:
     key: str | None
     account: str | None
     host: str | None
+    host_keys: tuple[str, ...]
     port: int | None
     user: str | None
     delivery: str | None
@@ -38,6 +40,13 @@ class Wanted:
 @click.option("--key", metavar="FILE", help="The public key that the node logs in with: let it deliver here.")
 @click.option("--account", help="The account that it gets here.  [default: tombsync-NAME]")
 @click.option("--host", help="Where the node is: deliver to it.")
+@click.option(
+    "--host-key",
+    "host_keys",
+    multiple=True,
+    metavar="FILE|LINE",
+    help="Its host keys, as `peer show` printed them there: pin them, if no other key is pinned.",
+)
 @click.option("--port", type=int, help="The port of its sshd.  [default: 22]")
 @click.option("--user", help="Our account there.  [default: what its `peer add` of this node makes]")
 @click.option("--delivery", type=click.Choice(["inbox", "tree"]), help="How to deliver.  [default: inbox]")
@@ -53,6 +62,7 @@ def add(
     key: str | None,
     account: str | None,
     host: str | None,
+    host_keys: tuple[str, ...],
     port: int | None,
     user: str | None,
     delivery: str | None,
@@ -66,23 +76,25 @@ def add(
 
     For a node that delivers here: an account in a jail of sshd, an inbox that it alone may fill and the agent alone may
     empty, a read-only view of the segment tree, its key, and a [[sender]] in the settings. Its account can hide
-    segments and do nothing else. For a node that is delivered to: our own key, and a [[peer]] in the settings.
+    segments and do nothing else. For a node that is delivered to: our own key, its host keys where they are given (one
+    that is pinned already is never exchanged), and a [[peer]] in the settings.
 
     Run again, it does what is still missing and changes nothing else; --dry-run prints every change first.
 
     \b
     Example
-      tombsync peer add node-b --key node-b.pub --host b.example --dry-run
+      tombsync peer add node-b --key node-b.pub --host b.example --host-key node-b.hosts --dry-run
     """
     require_root("peer add")
-    if key is None and host is None:
+    if key is None and host is None and not host_keys:
         raise click.UsageError("give --key to let it deliver here, --host to deliver to it, or both")
-    settings = place.settings()
-    if name.casefold() == settings.node.casefold():
-        raise click.UsageError(f"{name} is this node itself")
-    agent = accounts.agent_account(agent_user)
-    plan = Plan(place, settings, Wanted(name, key, account, host, port, user, delivery, path), agent)
-    return carry_out(name, plan.steps, plan.notes, dry_run=dry_run, as_json=as_json)
+    wanted = Wanted(name, key, account, host, host_keys, port, user, delivery, path)
+    with alone(dry_run=dry_run):
+        settings = place.settings()
+        if name.casefold() == settings.node.casefold():
+            raise click.UsageError(f"{name} is this node itself")
+        plan = Plan(place, settings, wanted, accounts.agent_account(agent_user))
+        return carry_out(name, plan.steps, plan.notes, dry_run=dry_run, as_json=as_json)
 
 
 class Plan:
@@ -119,9 +131,9 @@ class Plan:
                 "reload sshd, so that it takes up the jail, if that was not done since the first peer was added"
             )
         peer = find_peer(self._after, self._wanted.name)
-        if peer and self._wanted.host:
+        if peer and self._wanted.host and not hosts.is_pinned(peer):
             notes.append(
-                f"put the host key of {peer.host} into {peer.known_hosts}, as `tombsync peer show` prints it there"
+                f"pin the host key of {peer.host}: run this again with --host-key and what `peer show` prints there"
             )
         return [*notes, "restart the agent, so that it takes up the settings"]
 
@@ -157,6 +169,11 @@ class Plan:
         peer = find_peer(self._after, self._wanted.name)
         if peer is not None:
             yield keys.own_key_step(peer.key, self._agent, self._settings.node)
+        if self._wanted.host_keys:
+            if peer is None:
+                raise click.UsageError("--host-key is of a node that is delivered to: say --host")
+            given = [key for one in self._wanted.host_keys for key in hosts.read_host_keys(one)]
+            yield hosts.pin_step(peer, given)
 
     def _way_in(self) -> Iterator[Step]:
         sender = find_sender(self._after, self._wanted.name)

@@ -6,6 +6,8 @@ import contextlib
 import os
 import tempfile
 
+from tombsync.cli.files import sync_directory
+
 
 def read_text(path: str) -> str:
     """The text of a file, bytes that are not UTF-8 kept; "" where there is none."""
@@ -49,12 +51,3 @@ def remove_file(path: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
         sync_directory(os.path.dirname(path))
-
-
-def sync_directory(path: str) -> None:
-    """Make what was renamed or removed in a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

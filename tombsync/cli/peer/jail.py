@@ -17,9 +17,9 @@ from functools import partial
 from pwd import struct_passwd
 
 from tombsync import errors
+from tombsync.cli.files import sync_directory
 from tombsync.cli.peer import mounts
 from tombsync.cli.peer.accounts import find_account
-from tombsync.cli.peer.files import sync_directory
 from tombsync.cli.peer.mounts import Mount, mounted_at
 from tombsync.cli.peer.steps import Step
 from tombsync.config import Settings

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pwd import struct_passwd
 
 from tombsync import errors
-from tombsync.cli.peer.files import read_text, remove_file, replace_file, sync_directory
+from tombsync.cli.files import sync_directory
+from tombsync.cli.peer.files import read_text, remove_file, replace_file
 from tombsync.cli.peer.sshd import KEYS
 from tombsync.cli.peer.steps import Step, run_program
 
 _MAX_BYTES = 16 * 1024  # an RSA key of 16,384 bits has 2.8 kB
-_KINDS = ("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521", "ssh-rsa")
+KINDS = ("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521", "ssh-rsa")
 _FEWEST_RSA_BITS = 2048
 # On each line besides what sshd is told of the account: should the drop-in be taken away, the key opens nothing else.
 _RESTRICTED = "restrict"
@@ -54,7 +55,7 @@ def read_public_key(path: str) -> PublicKey:
         raise errors.BadPublicKey(path, f"cannot be read: {getattr(exc, 'strerror', None) or exc}") from exc
     if reason := _no_single_line(content):
         raise errors.BadPublicKey(path, reason)
-    return _parse(path, content.decode("utf-8", "replace"))
+    return parse_public_key(path, content.decode("utf-8", "replace"))
 
 
 def _no_single_line(content: bytes) -> str:
@@ -66,14 +67,15 @@ def _no_single_line(content: bytes) -> str:
     return "" if len(lines) == 1 else f"holds {len(lines)} lines instead of one public key"
 
 
-def _parse(path: str, line: str) -> PublicKey:
+def parse_public_key(path: str, line: str) -> PublicKey:
+    """The key of a line, from a file of that path. Raises BadPublicKey."""
     import paramiko  # not above: it takes long to load
 
     fields = line.split()
-    if fields[0] not in _KINDS:
-        known = next((field for field in fields if field in _KINDS), None)
+    if fields[0] not in KINDS:
+        known = next((field for field in fields if field in KINDS), None)
         what = "has options before its key" if known else "does not begin with the type of a key that can be used here"
-        raise errors.BadPublicKey(path, f"{what} ({', '.join(_KINDS)})" if not known else what)
+        raise errors.BadPublicKey(path, f"{what} ({', '.join(KINDS)})" if not known else what)
     try:
         blob = base64.b64decode(fields[1], validate=True)
         key = paramiko.PKey.from_type_string(fields[0], blob)

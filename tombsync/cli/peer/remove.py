@@ -10,6 +10,7 @@ from tombsync import errors
 from tombsync.cli.common import Place, dry_run_option, json_option, place_options
 from tombsync.cli.peer import accounts, entries, jail, keys
 from tombsync.cli.peer.files import read_text
+from tombsync.cli.peer.lock import alone
 from tombsync.cli.peer.names import find_peer, find_sender, name_argument, settings_path, unknown
 from tombsync.cli.peer.steps import Step, carry_out, require_root
 from tombsync.config import Settings
@@ -25,22 +26,24 @@ def remove(name: str, force: bool, place: Place, dry_run: bool, as_json: bool) -
     """Let a node deliver here no longer, and deliver to it no longer. Needs root.
 
     Its key, its sessions, its inbox, its account and its entries in the settings go. What it has marked stays hidden.
-    The jail, the view in it and sshd's drop-in stay, for the other nodes; so does our own key.
+    The jail, the view in it and sshd's drop-in stay, for the other nodes; so do our own key and its host key in
+    known_hosts.
 
     \b
     Example
       tombsync peer remove node-b --dry-run
     """
     require_root("peer remove")
-    settings = place.settings()
-    sender = find_sender(settings, name)
-    if sender is None and find_peer(settings, name) is None:
-        raise unknown(settings, name)
-    if sender is not None and not force and (count := jail.waiting(settings, sender.account)):
-        raise errors.FilesWaiting(name, count)
-    # The settings come last, so that a command that was stopped half-way can be run again.
-    steps = [*(_way_in(settings, sender.account) if sender else ()), *_entries(settings_path(place), name)]
-    return carry_out(name, steps, _notes, dry_run=dry_run, as_json=as_json)
+    with alone(dry_run=dry_run):
+        settings = place.settings()
+        sender = find_sender(settings, name)
+        if sender is None and find_peer(settings, name) is None:
+            raise unknown(settings, name)
+        if sender is not None and not force and (count := jail.waiting(settings, sender.account)):
+            raise errors.FilesWaiting(name, count)
+        # The settings come last, so that a command that was stopped half-way can be run again.
+        steps = [*(_way_in(settings, sender.account) if sender else ()), *_entries(settings_path(place), name)]
+        return carry_out(name, steps, _notes, dry_run=dry_run, as_json=as_json)
 
 
 def _way_in(settings: Settings, account: str) -> Iterator[Step]:

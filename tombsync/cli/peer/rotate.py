@@ -7,6 +7,7 @@ import click
 from tombsync import errors
 from tombsync.cli.common import Place, dry_run_option, json_option, place_options
 from tombsync.cli.peer import keys
+from tombsync.cli.peer.lock import alone
 from tombsync.cli.peer.names import name_argument, require_sender
 from tombsync.cli.peer.steps import carry_out, require_root
 
@@ -30,16 +31,16 @@ def rotate(name: str, key: str | None, finish: bool, place: Place, dry_run: bool
     require_root("peer rotate")
     if finish == (key is not None):
         raise click.UsageError("give either --key to add a key, or --finish to drop the older ones")
-    sender = require_sender(place.settings(), name)
-    known = keys.authorized(sender.account)
-    if not known:
-        raise errors.NoKeyAuthorized(name)
-    if key is None:
-        wanted = known[-1:]
-    else:
-        new = keys.read_public_key(key)
-        keys.require_unused(new, sender.account)
-        wanted = known if new in known else [*known, new]
-    return carry_out(
-        name, [*keys.authorize_steps(sender.account, name, wanted)], list, dry_run=dry_run, as_json=as_json
-    )
+    with alone(dry_run=dry_run):
+        sender = require_sender(place.settings(), name)
+        known = keys.authorized(sender.account)
+        if not known:
+            raise errors.NoKeyAuthorized(name)
+        if key is None:
+            wanted = known[-1:]
+        else:
+            new = keys.read_public_key(key)
+            keys.require_unused(new, sender.account)
+            wanted = known if new in known else [*known, new]
+        steps = [*keys.authorize_steps(sender.account, name, wanted)]
+        return carry_out(name, steps, list, dry_run=dry_run, as_json=as_json)

@@ -12,6 +12,7 @@ import click
 from tombsync import errors
 from tombsync.cli.common import Place, json_option, place_options, say, say_json
 from tombsync.cli.peer import keys
+from tombsync.cli.peer.hosts import known_hosts_line
 from tombsync.cli.peer.keys import PublicKey
 from tombsync.cli.peer.names import find_peer, find_sender, known_names, optional_name_argument, unknown
 from tombsync.config import PeerSettings, Settings
@@ -59,10 +60,10 @@ def show(name: str | None, host: str | None, port: int, place: Place, as_json: b
         return
     for card in cards:
         _say_card(card)
-    say("# The host keys of this machine, for known_hosts there; the fingerprints are what to compare.")
+    say(f"# The host keys of this machine, to be saved there as {settings.node}.hosts; compare the fingerprints.")
     for key in host_keys:
         say(f"#   {key.fingerprint} ({key.kind})")
-        say(_known_hosts_line(key, where, port))
+        say(known_hosts_line(key, where, port))
 
 
 def _card(settings: Settings, name: str, host: str, port: int) -> Card:
@@ -71,7 +72,8 @@ def _card(settings: Settings, name: str, host: str, port: int) -> Card:
     sender = find_sender(settings, name)
     words = ["tombsync", "peer", "add", settings.node, "--key", f"{settings.node}.pub"]
     if sender is not None:
-        words += ["--host", host, *(["--port", str(port)] if port != SSH_PORT else []), "--user", sender.account]
+        words += ["--host", host, *(["--port", str(port)] if port != SSH_PORT else [])]
+        words += ["--host-key", f"{settings.node}.hosts", "--user", sender.account]
     if peer is not None:
         words += ["--account", peer.user]
     return Card(name, settings.node, key, sender.account if sender else None, shlex.join(words))
@@ -111,8 +113,4 @@ def _host_keys() -> list[PublicKey]:
 
 
 def _host_key_json(key: PublicKey, host: str, port: int) -> dict[str, object]:
-    return {"kind": key.kind, "fingerprint": key.fingerprint, "known_hosts": _known_hosts_line(key, host, port)}
-
-
-def _known_hosts_line(key: PublicKey, host: str, port: int) -> str:
-    return f"{host if port == SSH_PORT else f'[{host}]:{port}'} {key}"
+    return {"kind": key.kind, "fingerprint": key.fingerprint, "known_hosts": known_hosts_line(key, host, port)}
