@@ -17,7 +17,6 @@ from benchmarks.common import (
     CommitWatch,
     Report,
     await_fast_creates,
-    lowest_priority,
     parser,
     percentile,
     spread,
@@ -33,7 +32,6 @@ from tombsync.names import Hour
 from tombsync.plan import State
 
 _HOUR = Hour("desertbus", "source", trees.FIRST_HOUR)
-_LOOK_S = 0.0002
 _SENDER = "node-a"
 
 
@@ -72,15 +70,11 @@ def hidden(report: Report, base: Path, touches: int, rtt_ms: float, must: str, l
             up(agent, "node-b", "node-c")
             watches = [CommitWatch(node.agent.state_dir) for node in nodes]
             taken = []
-            with lowest_priority():
-                for number in range(touches):
-                    newest = [watch.newest() for watch in watches]
-                    begun = touch(directory / f"{trees.stem(0, number)}.tombstone")
-                    taken.append(
-                        max(watch.wait_newer(key, pause_s=_LOOK_S) for watch, key in zip(watches, newest, strict=True))
-                        - begun
-                    )
-                    time.sleep(0.02)
+            for number in range(touches):
+                newest = [watch.newest() for watch in watches]
+                begun = touch(directory / f"{trees.stem(0, number)}.tombstone")
+                taken.append(max(watch.wait_newer(key) for watch, key in zip(watches, newest, strict=True)) - begun)
+                time.sleep(0.02)
             for watch in watches:
                 watch.close()
     report.add(

@@ -105,6 +105,11 @@ class Disk:
             self._mounted.pop()
         return done
 
+    def is_released(self) -> bool:
+        """Whether the kernel has let go of the image: a mount namespace made meanwhile holds a copy of each mount."""
+        command = [need("losetup"), "--associated", str(self.image)]
+        return not subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
     def clean_up(self) -> None:
         """Take it away, used or not."""
         while self._mounted:

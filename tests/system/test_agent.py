@@ -978,6 +978,7 @@ def test_a_directory_that_the_disk_cannot_read_costs_the_rest_nothing(mounted: t
     expected = listed(agent.root / HOUR)
     agent.stop()
     unmount(made)
+    wait_for(made.is_released, "the kernel to forget what it had read")
     damage = ["-w", "-R", "zap_block -f /desertbus/source -p 85 0", str(made.image)]
     subprocess.run([need("debugfs"), *damage], check=True, capture_output=True)
     made.mount(agent.root)
