@@ -358,7 +358,9 @@ def test_a_peer_that_wants_a_password(config: Sequence[str]) -> None:
 
 def test_a_connection_that_ends_during_the_login_is_no_refusal(tmp_path: Path) -> None:
     asked = tmp_path / "asked"
-    config = [f"AuthorizedKeysCommand /bin/sh -c 'touch {asked}; sleep 100'", f"AuthorizedKeysCommandUser {getuser()}"]
+    # exec: a shell whose child is stopped before it has become another program cannot be stopped itself.
+    command = f"/bin/sh -c 'touch {asked}; exec sleep 100'"
+    config = [f"AuthorizedKeysCommand {command}", f"AuthorizedKeysCommandUser {getuser()}"]
     stranger = keygen(tmp_path / "stranger", "-t", "ed25519")
     with Sshd(config=config) as server, ThreadPoolExecutor(1) as pool:
         target = replace(target_of(server), key=str(stranger))

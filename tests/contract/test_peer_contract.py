@@ -29,6 +29,7 @@ from tests.support.programs import need
 from tests.support.sessions import WAIT_S, exchange, target_of, wait_readable
 from tests.support.sshd import Sshd
 from tests.support.trees import need_root
+from tests.support.waiting import wait_for
 from tombsync.cli.demo.sftpd import EmbeddedSftpServer
 from tombsync.errors import PeerError, PeerLost
 from tombsync.inbox import Box
@@ -813,6 +814,24 @@ def test_a_server_that_may_open_few_files(limit: int) -> None:
         marks = [strict_path(f"{PLACE}/2019-11-{n % 30 + 1:02d}T{n % 24:02d}/{segment_stem(n)}") for n in range(1500)]
         answers = ask_all(peer, [Job(n, marked) for n, marked in enumerate(marks)])
         assert {(answer.state, answer.placed) for answer in answers} == {(State.CONFIRMED, True)}
+
+
+def test_handles_are_closed_behind_what_is_placed() -> None:
+    """While there is more to place they are kept, as closing takes the server's time; then none stays open."""
+    with Sshd() as server:
+        peer = sshd_peer(server)
+        session = peer.connect()
+        try:
+            jobs = [Job(n, strict_path(f"{HOUR}/{segment_stem(n)}")) for n in range(1000, 3000)]
+            assert {answer.state for answer in exchange(session, jobs)} == {State.CONFIRMED}
+
+            def none_is_open() -> bool:
+                session.collect(time.monotonic())
+                return not server.open_files(server.root)
+
+            wait_for(none_is_open, "the handles to be closed")
+        finally:
+            session.close()
 
 
 # -- inboxes that can do less ------------------------------------------------------------------------------------------

@@ -121,6 +121,15 @@ class Sshd:
             return []
         return [process.pid for process in _alive() if process.parent == self._process.pid]
 
+    def open_files(self, below: str | Path) -> int:
+        """How many files below a directory its sessions hold open."""
+        found = 0
+        for pid in _family(self.pid)[1:]:
+            for number in os.listdir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(OSError):  # closed between the listing and the reading
+                    found += os.readlink(f"/proc/{pid}/fd/{number}").startswith(f"{below}/")
+        return found
+
     def start(self) -> None:
         """Start the stopped server: the same port, the host keys that are on disk."""
         if self._process is not None:

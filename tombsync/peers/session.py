@@ -19,6 +19,7 @@ from tombsync import errors
 from tombsync.names import EXTENSION, OWN_DIRECTORY, Hour, Kind, Marked, tombstone_name
 from tombsync.peers import wire
 from tombsync.peers.contract import Answer, Job
+from tombsync.peers.syncs import FEW_PLACING
 from tombsync.plan import State, window
 
 REPLY_TIMEOUT_S = 10.0  # requests wait and nothing at all was answered: the session is given up
@@ -26,6 +27,7 @@ _LEAST_IN_FLIGHT = 256  # a fresh tombstone waits behind so many at most, about 
 _BATCHES = 4  # in one window: full ones halve the CPU that sending a few at a time costs (benchmarks/catchup.py)
 _MOST_IN_FLIGHT = 900  # an sshd with 1,024 files: each OPEN in flight may hold one (4,096 in flight failed 7 of 10)
 _RESERVED_HANDLES = 100  # of the server's limit, for what it needs itself
+_CLOSED_AT_ONCE = 256  # what is fresh waits behind so many, some ms; their replies are the sign for the next
 _PLACE_S = 40e-6  # the server's time for one OPEN and CLOSE (measured by benchmarks/catchup.py)
 _RECEIVE_BYTES = 256 * 1024
 _DATA = (EXTENSION[Kind.TS], EXTENSION[Kind.JSON])
@@ -46,6 +48,8 @@ class SftpSession:
     was wrong with it the last time.
     """
 
+    MOST_HANDLES = _MOST_IN_FLIGHT  # kept open at the server, where it allows so many
+
     def __init__(self, peer: str, root: str, transport: paramiko.Transport, channel: paramiko.Channel) -> None:
         self.peer = peer
         self._root = os.fsencode(root.rstrip("/"))
@@ -64,7 +68,7 @@ class SftpSession:
         self._to_close: list[bytes] = []  # handles that are done with
         self.can_sync = False
         self.root_there = False
-        self._most_in_flight = _MOST_IN_FLIGHT
+        self._most_handles = self._most_in_flight = _MOST_IN_FLIGHT
         self.round_trip_s = 0.0
         self._last_heard = time.monotonic()
         self.canary_at: float | None = None
@@ -109,12 +113,21 @@ class SftpSession:
         """Jobs submitted and not yet answered."""
         return len(self._jobs)
 
+    @property
+    def _placing(self) -> int:
+        """Jobs whose requests are on their way."""
+        return len(self._jobs) - self._parked
+
+    @property
+    def _window(self) -> int:
+        """How many may be on their way: it grows with the round-trip time."""
+        wanted = window(self.round_trip_s, _PLACE_S, least=_LEAST_IN_FLIGHT, most=_MOST_IN_FLIGHT)
+        return min(self._most_in_flight, wanted)
+
     def room(self, waiting: int) -> int:
-        """How many of `waiting` jobs to submit now: the window grows with the round-trip time."""
-        most = min(
-            self._most_in_flight, window(self.round_trip_s, _PLACE_S, least=_LEAST_IN_FLIGHT, most=_MOST_IN_FLIGHT)
-        )
-        room = most - (len(self._jobs) - self._parked)
+        """How many of `waiting` jobs to submit now."""
+        most = self._window
+        room = most - self._placing
         return 0 if room < min(waiting, most // _BATCHES) else min(waiting, room)
 
     def submit(self, jobs: Sequence[Job]) -> None:
@@ -193,7 +206,8 @@ class SftpSession:
                 reply = wire.parse_reply(kind, body)
                 handles = wire.parse_limits(reply.data) if reply.code == wire.OK else 0
             if handles:
-                self._most_in_flight = max(1, min(_MOST_IN_FLIGHT, handles - _RESERVED_HANDLES))
+                self._most_handles = max(1, min(self.MOST_HANDLES, handles - _RESERVED_HANDLES))
+                self._most_in_flight = min(_MOST_IN_FLIGHT, self._most_handles)
         asked = time.monotonic()
         self._send(wire.lstat(0, self._root))
         kind, _, body = self._await_packet(deadline)
@@ -288,9 +302,12 @@ class SftpSession:
         self._to_close.append(handle)
 
     def _close_handles(self) -> None:
-        for handle in self._to_close:
+        """Behind what is still to be placed, as long as the server has handles enough for both."""
+        if self._placing > FEW_PLACING and len(self._to_close) + self._window < self._most_handles:
+            return
+        closing, self._to_close = self._to_close[:_CLOSED_AT_ONCE], self._to_close[_CLOSED_AT_ONCE:]
+        for handle in closing:
             self._request(None, (wire.close, handle))
-        self._to_close.clear()
 
     def _path(self, relative: str) -> bytes:
         return self._root + b"/" + os.fsencode(relative)

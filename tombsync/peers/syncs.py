@@ -16,7 +16,7 @@ M = TypeVar("M")
 
 _SYNC_S = 1.5e-3  # one fsync on an idle disk
 _MOST_RUNNING = 64
-_FEW_PLACING = 8  # so little is being placed that nothing is held up
+FEW_PLACING = 8  # so little is being placed that nothing is held up
 _LONGEST_WAIT_S = 2.0  # of one placed among many: 10,000 stand by then (benchmarks/catchup.py)
 
 
@@ -48,7 +48,7 @@ class Syncs(Generic[M]):
         """Whether an hour should be synced now."""
         if not self._since or not self.may_run(round_trip_s):
             return False
-        return placing <= _FEW_PLACING or now - self._since[0][0] >= _LONGEST_WAIT_S
+        return placing <= FEW_PLACING or now - self._since[0][0] >= _LONGEST_WAIT_S
 
     def next(self) -> Hour:
         """The hour that is due, counted as running."""
