@@ -2,9 +2,8 @@
 
 The stock emitter walks every file, watches a part in silence when the limit is reached, and throws its watches away on
 an overflow. This one watches directories only, to a fixed depth (ROOT, CHANNEL, QUALITY, HOUR), newest hours first,
-adds the watch before it lists, keeps its watches on an overflow, and says what it could not do.
-
-A watch on an hour is one integer in an array indexed by inotify's watch descriptor, which the kernel counts upwards.
+adds the watch before it lists, keeps its watches on an overflow but for those that no longer speak for their path, and
+says what it could not do.
 """
 
 from __future__ import annotations
@@ -12,12 +11,13 @@ from __future__ import annotations
 import errno
 import heapq
 import logging
+import os
+import stat
 import threading
 import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any, TypeVar
 
 from inotify_simple import INotify, flags
@@ -28,6 +28,7 @@ from tombsync import precedence
 from tombsync.errors import RootMissing, RootNotBelieved, WatchRefused
 from tombsync.names import Hour, Kind, Marked, classify, hour_number, hour_text, is_hour
 from tombsync.tree import Tree, directory_names, hour_numbers, names_in_place
+from tombsync.watch.watched import Added, Watched
 from tombsync.work import Sighting, Source
 
 log = logging.getLogger(__name__)
@@ -44,9 +45,6 @@ _WALK_STEP = 256  # watches added between two looks at the queue, about 1 ms
 _ENTER_AT_ONCE = 32  # hours of a place that appears; more are left to a walk, as listing an hour takes 1 ms or more
 # The limit of this user namespace, and that of the machine: the smaller one counts.
 _LIMITS = ("/proc/sys/fs/inotify/max_user_watches", "/proc/sys/user/max_inotify_watches")
-_NUMBER_BITS = 27  # of an entry in the array: the hour; above it the place's position in `_places`
-_NUMBER_MASK = (1 << _NUMBER_BITS) - 1
-_UNUSED = -1
 _Found = TypeVar("_Found")
 
 
@@ -75,16 +73,8 @@ class Changes(FileSystemEvent):
         return id(self)
 
 
-class _Watched(Enum):
-    """What became of the wish to watch a directory."""
-
-    NOT = 0
-    ALREADY = 1  # and under this name
-    NEWLY = 2
-
-
 class HourEmitter(EventEmitter):
-    """Reads inotify. All fields belong to its thread once it runs; `watches` may be read by any."""
+    """Reads inotify. All fields belong to its thread once it runs."""
 
     def __init__(
         self, event_queue: EventQueue, watch: ObservedWatch, *, timeout: float = READ_TIMEOUT_S,
@@ -98,19 +88,21 @@ class HourEmitter(EventEmitter):
         self._on_marked = on_marked
         self._on_death = on_death
         self._inotify: Any = None
-        self._parents: dict[int, tuple[str, ...]] = {}  # watch descriptor -> parts below ROOT, of every level but HOUR
-        self._hours = array("q")  # watch descriptor -> place << _NUMBER_BITS | hour, or _UNUSED
-        self._places: list[tuple[str, str]] = []
-        self._place_numbers: dict[tuple[str, str], int] = {}
+        self._watched = Watched()
         self._walk: Iterator[None] | None = None
         self._walk_again = threading.Event()
+        self._unseen: set[tuple[str, ...]] = set()  # directories, above the hours, not seen whole since a walk began
         self._limited = False  # the limit was reached and told
         self._no_room = False  # the last directory that could not be watched met the limit
         self._marked: list[Sighting] = []
         self._read_ns = 0
         self._changes = Changes("")
         self._last_sent = 0.0
-        self.watches = 0
+
+    @property
+    def watches(self) -> int:
+        """Directories watched now; from any thread."""
+        return self._watched.count
 
     def on_thread_start(self) -> None:
         """Watch ROOT, so that a refusal is an error of the start. Raises WatchRefused, RootMissing."""
@@ -118,7 +110,7 @@ class HourEmitter(EventEmitter):
             self._inotify = INotify()
         except OSError as exc:
             raise WatchRefused(exc.strerror or str(exc)) from exc
-        if self._add(()) is _Watched.NOT:
+        if self._add(()) is Added.NOT:
             raise RootMissing(self._tree.root)
         self._walk = self._walk_tree(first=True)
 
@@ -175,31 +167,37 @@ class HourEmitter(EventEmitter):
     def _handle(self, wd: int, mask: int, name: str) -> None:
         if mask & flags.Q_OVERFLOW:
             self._changes.overflowed = True
+            self._watched.doubt()
             self._walk_again.set()  # directories made meanwhile have no watch yet
             return
-        hour = self._hour_at(wd)
+        hour = self._watched.hour(wd)
         if hour is not None:
             self._handle_in_hour(wd, hour, mask, name)
-        elif wd in self._parents:
-            self._handle_in_parent(wd, self._parents[wd], mask, name)
-
-    def _hour_at(self, wd: int) -> Hour | None:
-        packed = self._hours[wd] if 0 <= wd < len(self._hours) else _UNUSED
-        if packed == _UNUSED:
-            return None
-        return Hour(*self._places[packed >> _NUMBER_BITS], packed & _NUMBER_MASK)
+        elif (parts := self._watched.parts(wd)) is not None:
+            self._handle_in_parent(wd, parts, mask, name)
 
     def _handle_in_hour(self, wd: int, hour: Hour, mask: int, name: str) -> None:
         if mask & flags.IGNORED:
-            self._forget(wd)
+            self._watched.forget(wd)
             self._changes.disturbed.add(hour)
         elif mask & (flags.MOVE_SELF | flags.UNMOUNT):
             # Moved away, or only renamed and already watched under its new name: the path tells.
             if self._watch_path((hour.channel, hour.quality, hour.text)) != wd:
                 self._remove(wd)
             self._changes.disturbed.add(hour)
+        elif name and not self._watched.is_sure(wd):
+            self._see_doubtful(hour, name)
         elif name:
             self._see(hour, name, present=bool(mask & _APPEARED), directory=bool(mask & flags.ISDIR))
+
+    def _see_doubtful(self, hour: Hour, name: str) -> None:
+        """It may have been in a directory that was moved away: only what stands in the hour itself is believed."""
+        self._changes.disturbed.add(hour)
+        try:
+            mode = os.lstat(f"{self._tree.root}/{hour.path}/{name}").st_mode
+        except OSError:
+            return
+        self._see(hour, name, present=True, directory=stat.S_ISDIR(mode))
 
     def _see(self, hour: Hour, name: str, *, present: bool, directory: bool = False) -> None:
         kind, stem = classify(name)
@@ -217,14 +215,14 @@ class HourEmitter(EventEmitter):
         if not parts and mask & (flags.UNMOUNT | flags.DELETE_SELF | flags.MOVE_SELF | flags.IGNORED):
             self._changes.root_disturbed = True
         if mask & flags.IGNORED:
-            self._forget(wd)
+            self._watched.forget(wd)
         elif mask & (flags.MOVE_SELF | flags.UNMOUNT):
             if self._watch_path(parts) != wd:
                 self._drop(parts)
         elif mask & flags.ISDIR and mask & _APPEARED:
             self._enter((*parts, name))
         elif mask & flags.ISDIR and mask & _LEFT and len(parts) < 2:
-            if any(place[: len(parts) + 1] == (*parts, name) for place in self._places):
+            if self._watched.has_places_below((*parts, name)):
                 self._changes.place_left = True
                 self._drop((*parts, name))
         elif mask & flags.ISDIR and mask & _LEFT and is_hour(name):
@@ -232,13 +230,8 @@ class HourEmitter(EventEmitter):
 
     def _drop(self, parts: tuple[str, ...]) -> None:
         """A channel or quality was moved away: watches on it and below it would speak for the wrong path."""
-        for wd, below in list(self._parents.items()):
-            if below[: len(parts)] == parts:
-                self._remove(wd)
-        gone = {n for place, n in self._place_numbers.items() if place[: len(parts)] == parts}
-        for wd, packed in enumerate(self._hours):
-            if packed != _UNUSED and packed >> _NUMBER_BITS in gone:
-                self._remove(wd)
+        for wd in self._watched.below(parts):
+            self._remove(wd)
 
     # -- directories --------------------------------------------------------------------------------------------------
 
@@ -252,7 +245,11 @@ class HourEmitter(EventEmitter):
                 return listing(root_fd, *parts)
         except (RootMissing, RootNotBelieved):
             self._changes.root_disturbed = True
+            self._unseen.add(tuple(parts))
+        except (FileNotFoundError, NotADirectoryError):
+            pass  # gone since it was listed
         except OSError as exc:  # a disk's fault: the rest of the tree is watched all the same
+            self._unseen.add(tuple(parts))
             self._changes.unwatchable.append(("/".join((self._tree.root, *parts)), exc.strerror or ""))
         return None
 
@@ -262,29 +259,47 @@ class HourEmitter(EventEmitter):
         Each directory is watched before it is listed, or what is made in between would be missed. The hours of the
         first walk are listed by the first rescan, which waits for it.
         """
-        places = []
-        for channel in self._below():
+        if not first:
+            self._watched.doubt()
+        self._unseen.clear()
+        places, channels = [], self._below()
+        if not self._unseen:
+            self._add(())  # not before: what stands there may be another tree
+        for channel in channels:
             self._add((channel,))
             for quality in self._below(channel):
-                if self._add((channel, quality)) is not _Watched.NOT:
+                if self._add((channel, quality)) is not Added.NOT:
                     places.append((channel, quality))
                     yield
         numbers = []
         for place in places:
             if found := self._look(hour_numbers, place):
-                position = self._place_number(*place)
+                position = self._watched.place_number(*place)
                 numbers.append(array("q", (number << 20 | position for number in found)))
             yield
+        no_room_for = -1
         for step, key in enumerate(heapq.merge(*numbers, reverse=True)):
             position, number = key & 0xFFFFF, key >> 20
+            if number < no_room_for:
+                break  # the rest is older still, and left to the rescan; no watch is on anything that old
             watched = self._add_hour(position, number)
-            if watched is _Watched.NOT and self._no_room:
-                return  # the rest is older still, and left to the rescan
-            if not first and watched is _Watched.NEWLY:
-                self._list(Hour(*self._places[position], number))
+            if watched is Added.NOT and self._no_room:
+                no_room_for = number
+            elif not first and watched is Added.NEWLY:
+                self._list(Hour(*self._watched.place(position), number))
                 yield
             elif step % _WALK_STEP == 0:
                 yield
+        if not first and not self._walk_again.is_set():  # else the walk that follows finds out
+            self._remove_unsure()
+
+    def _remove_unsure(self) -> None:
+        """End the watches that this walk did not find again: their directories were moved away, and nobody told."""
+        for wd in self._watched.unsure(but_below=self._unseen):
+            if hour := self._watched.hour(wd):
+                self._changes.disturbed.add(hour)
+            self._remove(wd)
+        self._watched.trust()
 
     def _enter(self, parts: tuple[str, ...]) -> None:
         """A directory appeared: watch it, and only then look what it holds already."""
@@ -292,10 +307,10 @@ class HourEmitter(EventEmitter):
             return
         if len(parts) == 3:
             number = hour_number(parts[2])
-            if self._add_hour(self._place_number(parts[0], parts[1]), number) is not _Watched.NOT:
+            if self._add_hour(self._watched.place_number(parts[0], parts[1]), number) is not Added.NOT:
                 self._list(Hour(parts[0], parts[1], number))
             return
-        if self._add(parts) is _Watched.NOT:
+        if self._add(parts) is Added.NOT:
             return
         below = self._below(*parts)
         if len(below) > _ENTER_AT_ONCE:
@@ -313,32 +328,20 @@ class HourEmitter(EventEmitter):
         for name in names:
             self._see(hour, name, present=True)
 
-    def _add(self, parts: tuple[str, ...]) -> _Watched:
+    def _add(self, parts: tuple[str, ...]) -> Added:
         """Watch a directory above the hours; the same again is harmless."""
         wd = self._watch_path(parts)
-        if wd is None:
-            return _Watched.NOT
-        before, self._parents[wd] = self._parents.get(wd), parts
-        self.watches += before is None
-        return _Watched.ALREADY if before == parts else _Watched.NEWLY
+        return Added.NOT if wd is None else self._watched.add_parent(wd, parts)
 
-    def _add_hour(self, position: int, number: int) -> _Watched:
-        """Likewise an hour, as integers: it runs for each at the start (benchmarks/idle.py)."""
-        wd = self._watch_path((*self._places[position], hour_text(number)))
-        if wd is None:
-            return _Watched.NOT
-        if wd >= len(self._hours):
-            self._hours.extend([_UNUSED] * (wd + 1 - len(self._hours)))
-        packed = position << _NUMBER_BITS | number
-        known, self._hours[wd] = self._hours[wd], packed
-        self.watches += known == _UNUSED
-        return _Watched.ALREADY if known == packed else _Watched.NEWLY
+    def _add_hour(self, position: int, number: int) -> Added:
+        wd = self._watch_path((*self._watched.place(position), hour_text(number)))
+        return Added.NOT if wd is None else self._watched.add_hour(wd, position, number)
 
     def _watch_path(self, parts: Sequence[str]) -> int | None:
         path = "/".join((self._tree.root, *parts))
         while True:
             try:
-                return int(self._inotify.add_watch(path, _MASK))
+                wd = int(self._inotify.add_watch(path, _MASK))
             except OSError as exc:
                 self._no_room = exc.errno == errno.ENOSPC
                 if self._no_room:
@@ -347,7 +350,10 @@ class HourEmitter(EventEmitter):
                         continue
                 elif exc.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                     self._changes.unwatchable.append((path, exc.strerror or ""))
+                    self._unseen.add(tuple(parts[:2]))
                 return None
+            self._watched.confirm(wd)
+            return wd
 
     def _reached_limit(self) -> None:
         if not self._limited:
@@ -356,8 +362,7 @@ class HourEmitter(EventEmitter):
 
     def _drop_oldest(self, parts: Sequence[str]) -> bool:
         """Make room for a new directory: the oldest watched hour is left to the rescan instead."""
-        watched = ((packed & _NUMBER_MASK, wd) for wd, packed in enumerate(self._hours) if packed != _UNUSED)
-        number, wd = min(watched, default=(None, _UNUSED))
+        number, wd = self._watched.oldest() or (None, -1)
         if number is None or (len(parts) == 3 and hour_number(parts[2]) <= number):
             return False
         self._remove(wd)
@@ -368,21 +373,7 @@ class HourEmitter(EventEmitter):
             self._inotify.rm_watch(wd)
         except OSError:
             pass  # removed by the kernel already
-        self._forget(wd)
-
-    def _forget(self, wd: int) -> None:
-        if self._parents.pop(wd, None) is not None:
-            self.watches -= 1
-        elif 0 <= wd < len(self._hours) and self._hours[wd] != _UNUSED:
-            self._hours[wd] = _UNUSED
-            self.watches -= 1
-
-    def _place_number(self, channel: str, quality: str) -> int:
-        number = self._place_numbers.get((channel, quality))
-        if number is None:
-            number = self._place_numbers[channel, quality] = len(self._places)
-            self._places.append((channel, quality))
-        return number
+        self._watched.forget(wd)
 
 
 def _read_number(path: str) -> int:
