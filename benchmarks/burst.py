@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from benchmarks import trees
-from benchmarks.common import Report, await_fast_creates, parser, touch, work_directory
+from benchmarks.common import Report, await_fast_creates, await_true, parser, touch, work_directory
 from benchmarks.hide import new_agent, settle
 from tests.support.agent import peer_table
 from tests.support.sshd import Sshd
@@ -37,32 +37,35 @@ def main() -> None:
         agent = new_agent(base, root, "burst", peers=[peer_table("node-b", one), peer_table("node-c", two)])
         with agent:
             settle(agent)
-            while agent.metric("peer_up", peer="node-b") + agent.metric("peer_up", peer="node-c") < 2:
-                time.sleep(0.01)
-            watches = agent.metric("watches")
+            await_true(lambda: all(agent.metric("peer_up", peer=f"node-{p}") for p in "bc"), "both peers")
+            watched = agent.watched()
             agent.signal(signal.SIGSTOP)
             for number in range(options.touches):
                 hour = hours[number % _HOURS]
                 touch(root / hour.path / f"{trees.stem(hour.number, number)}.tombstone")
             begun = time.monotonic()
             agent.signal(signal.SIGCONT)
-            while agent.metric("tombstones") < options.touches:
-                time.sleep(0.02)
+            await_true(lambda: agent.metric("tombstones") >= options.touches, "all to be hidden", pause_s=0.02)
             hidden_s = time.monotonic() - begun
-            while any(placed(Path(server.root), hours) < options.touches for server in (one, two)):
-                time.sleep(0.05)
+            await_true(
+                lambda: all(placed(Path(server.root), hours) >= options.touches for server in (one, two)),
+                "all to be placed", pause_s=0.05,
+            )  # fmt: skip
             placed_s = time.monotonic() - begun
-            while any(
-                agent.metric("deliveries", peer=p, state="confirmed") < options.touches for p in ("node-b", "node-c")
-            ):
-                time.sleep(0.02)
+            await_true(
+                lambda: all(
+                    agent.metric("deliveries", peer=peer, state="confirmed") >= options.touches
+                    for peer in ("node-b", "node-c")
+                ),
+                "all to be confirmed", pause_s=0.05,
+            )  # fmt: skip
             confirmed_s = time.monotonic() - begun
             report.add("all hidden", f"{hidden_s:.2f} s")
             report.add("all placed on two peers", f"{placed_s:.2f} s", must="<= 10 s", ok=placed_s <= 10)
             report.add("all confirmed by two peers", f"{confirmed_s:.2f} s")
             overflows = agent.metric("watch_overflows_total")
             report.add("overflows counted", overflows, must=">= 1", ok=overflows >= 1)
-            lost = watches - agent.metric("watches")
+            lost = len(watched - agent.watched())
             report.add("watches lost", lost, must="0", ok=lost == 0)
     report.close()
 

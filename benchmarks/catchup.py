@@ -13,7 +13,7 @@ from pathlib import Path
 from inotify_simple import INotify, flags
 
 from benchmarks import trees
-from benchmarks.common import Report, await_fast_creates, measure, parser, touch, work_directory
+from benchmarks.common import Report, await_fast_creates, await_true, measure, need, parser, touch, work_directory
 from tests.support.agent import AgentProcess, peer_table
 from tests.support.relay import Relay
 from tests.support.sshd import Sshd
@@ -57,10 +57,10 @@ class Arrivals:
             self._inotify.add_watch(directory, flags.CREATE)
 
     def wait(self, count: int, timeout_s: float = 300.0) -> float:
-        """The monotonic time, to some 20 ms, at which so many had appeared; the kernel's queue holds 16,384."""
+        """The monotonic time, to some 5 ms, at which so many had appeared; the kernel's queue holds 16,384."""
         deadline = time.monotonic() + timeout_s
         while count > 0:
-            events = self._inotify.read(timeout=1000, read_delay=20)
+            events = self._inotify.read(timeout=1000, read_delay=5)
             count -= len(events)
             if any(event.mask & flags.Q_OVERFLOW for event in events) or time.monotonic() > deadline:
                 raise RuntimeError(f"{count} did not arrive, or were not seen")
@@ -79,20 +79,17 @@ def by_agent(base: Path, server: Sshd, relay: Relay, delay_s: float, count: int)
         (agent.root / Hour("desertbus", "source", trees.FIRST_HOUR + number).path).mkdir(parents=True)
     relay.set_delay(delay_s)  # before the session begins, which measures the round trip then
     with agent:
-        while agent.metric("peer_up", peer="node-b") < 1:
-            time.sleep(0.01)
+        await_true(lambda: agent.metric("peer_up", peer="node-b") == 1, "the session")
         relay.stall("up")
         fill(agent.root, count)
-        while agent.metric("tombstones") < count:
-            time.sleep(0.01)
+        await_true(lambda: agent.metric("tombstones") >= count, "all to be hidden")
         connection = sqlite3.connect(f"file:{index_path(str(agent.state_dir))}?mode=ro", uri=True, isolation_level=None)
         query = f"SELECT count(*) FROM delivery WHERE state = {State.CONFIRMED:d}"
         arrivals = Arrivals(Path(server.root))
         begun = time.monotonic()
         relay.resume("up")
         placed_s = arrivals.wait(count) - begun
-        while connection.execute(query).fetchone()[0] < count:
-            time.sleep(0.02)
+        await_true(lambda: connection.execute(query).fetchone()[0] >= count, "all to be confirmed", pause_s=0.02)
         confirmed_s = time.monotonic() - begun
         connection.close()
     return placed_s, confirmed_s
@@ -136,6 +133,7 @@ def main() -> None:
     options_parser.add_argument("--files", type=int, default=None, help="open files that the peer's sshd is allowed")
     options_parser.add_argument("--rounds", type=int, default=3)
     options = options_parser.parse_args()
+    need("rsync", "ssh")
     report = Report("catchup", options.json)
     with work_directory(options.work) as base, Sshd(limit_open_files=options.files, kept_below=base) as server:
         await_fast_creates(base)

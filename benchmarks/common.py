@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from typing import Any
 from inotify_simple import INotify, flags
 
 from tombsync.index import index_path
+from tombsync.index.schema import IS_OPEN
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -104,10 +106,17 @@ def work_directory(given: Path | None) -> Iterator[Path]:
     """A directory for trees and state, removed at the end unless it was given."""
     if given is not None:
         given.mkdir(parents=True, exist_ok=True)
+        _spread(given)
         yield given
         return
     with tempfile.TemporaryDirectory(prefix="tombsync-bench-") as made:
+        _spread(Path(made))
         yield Path(made)
+
+
+def _spread(directory: Path) -> None:
+    """Let ext4 put what is made below it into groups of its own, where nobody has just removed thousands of files."""
+    subprocess.run(["chattr", "+T", directory], stderr=subprocess.DEVNULL, check=False)
 
 
 def await_fast_creates(base: Path) -> None:
@@ -131,6 +140,21 @@ def _fill(directory: Path) -> None:
         touch(directory / f"x{number}")
 
 
+def await_true(condition: Callable[[], bool], what: str, *, within_s: float = 600.0, pause_s: float = 0.01) -> None:
+    """Look until something is so. Raises TimeoutError."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {within_s:g} s in vain for {what}")
+        time.sleep(pause_s)
+
+
+def need(*programs: str) -> None:
+    """Say at once which programs are missing."""
+    if missing := [program for program in programs if shutil.which(program) is None]:
+        raise SystemExit(f"not on this machine: {', '.join(missing)} (Debian has a package of each name)")
+
+
 class CommitWatch:
     """Sees from another process when a stem is hidden. One thread's.
 
@@ -146,6 +170,11 @@ class CommitWatch:
     def newest(self) -> int:
         """The key of the newest marker."""
         found: int = self._connection.execute("SELECT coalesce(max(id), 0) FROM marker").fetchone()[0]
+        return found
+
+    def open_deliveries(self) -> int:
+        """Deliveries to whichever peer that are not confirmed."""
+        found: int = self._connection.execute(f"SELECT count(*) FROM delivery WHERE {IS_OPEN}").fetchone()[0]
         return found
 
     def wait_newer(self, key: int, *, timeout_s: float = 60.0) -> float:

@@ -1,9 +1,10 @@
-"""Load beside a measurement, as processes of their own: `python -m benchmarks.load segments DIR --rate 2000`."""
+"""Load beside a measurement, as a process of its own: `python -m benchmarks.load DIR --rate 2000`."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -18,13 +19,18 @@ _BURST = 20  # segments between two looks at the clock
 _PER_HOUR = 1800  # of one quality
 
 
-def arrive(root: Path, rate: float, seconds: float) -> None:
-    """Create segments in new hours of two qualities, `rate` a second; an hour holds as many as a real one."""
+def arrive(root: Path, rate: float, seconds: float) -> float:
+    """Create segments in new hours of two qualities, `rate` a second; an hour holds as many as a real one.
+
+    Until SIGTERM, or for so many seconds; returns the rate that was reached.
+    """
+    ended: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: ended.append(number))
     begun, made = time.monotonic(), 0
     first = trees.FIRST_HOUR + 50_000
     while (root / Hour("desertbus", "source", first).path).exists():
         first += 1
-    while (now := time.monotonic() - begun) < seconds:
+    while (now := time.monotonic() - begun) < seconds and not ended:
         due = int(now * rate)
         while made < due:
             for _ in range(min(_BURST, due - made)):
@@ -37,18 +43,21 @@ def arrive(root: Path, rate: float, seconds: float) -> None:
                 os.close(fd)
                 made += 1
         time.sleep(0.002)
+    return made / (time.monotonic() - begun)
 
 
 @contextmanager
 def segments(root: Path, rate: float, seconds: float = 600.0) -> Iterator[None]:
-    """New segments arrive for the time of a `with` block."""
+    """New segments arrive for the time of a `with` block. Raises RuntimeError where they did not."""
     command = [sys.executable, "-m", "benchmarks.load", str(root), "--rate", str(rate), "--seconds", str(seconds)]
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         yield
     finally:
         process.terminate()
-        process.wait()
+        out, _ = process.communicate()
+    if float(out) < 0.95 * rate:
+        raise RuntimeError(f"only {out.strip()} segments a second arrived")
 
 
 def main() -> None:
@@ -58,7 +67,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=2000)
     parser.add_argument("--seconds", type=float, default=60)
     options = parser.parse_args()
-    arrive(options.directory, options.rate, options.seconds)
+    print(f"{arrive(options.directory, options.rate, options.seconds):.0f}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.commands import COMMANDS, ORDER
+
 _TOP = """\
 # Figures
 
@@ -23,17 +25,18 @@ benchmarks/results.json`.
 `tests/run` makes the environment. As root, on a machine with nothing else to do:
 
 ```sh
-benchmarks/run --all --json > benchmarks/results.json    # long: ten million names, half an hour of churn
-benchmarks/run hide push                                 # some of them, as text
-.venv-tests/bin/python -m benchmarks.push --help         # one, with its options
+benchmarks/run --all --save benchmarks/results.json    # long: ten million names, half an hour of churn
+benchmarks/run hide push                               # some of them, as text
+.venv-tests/bin/python -m benchmarks.push --help       # one, with its options
 ```
 
 `--work DIR` keeps the trees between runs (default: below TMPDIR). Traps:
 
 - On ext4, making a file costs up to thirty times as much for some minutes after many were removed nearby. What makes
-  many files waits for that to pass, and says so; nothing is removed between the rounds of one benchmark.
-- Whoever looks for a result again and again takes one of two cores away from what is measured, and a time slice from
-  what wakes on the same core. Where it matters the benchmarks wait for inotify instead, or look at the lowest priority.
+  many files waits for that to pass, and says so; nothing is removed between the rounds of one benchmark. The work
+  directory has the flag +T of chattr, which spreads what is made in it over the disk, away from what others removed.
+- Whoever looks for a result again and again takes one of two cores away from what is measured, and at any priority up
+  to a tick (4 ms) from a thread that wakes on the same core. Where it matters the benchmarks wait for inotify instead.
   Asking an agent over HTTP costs it some milliseconds: 200 questions a second made a first index a third longer.
 - `find` is taken with a warm cache, right beside what it is compared with. ctime lags the clock by up to 5 ms.
 
@@ -50,8 +53,6 @@ have no limit but that none escapes: the rate is that of the checks alone, and t
 it.
 """
 
-_NAMES = ("names", "hide", "push", "catchup", "peers", "inbox", "rescan", "idle", "scrape", "burst", "soak")
-
 
 def main() -> None:
     """The command."""
@@ -66,9 +67,9 @@ def main() -> None:
         f"{machine['cores']} cores ({machine['cpu']}), {machine['memory_gib']} GiB, Linux {machine['kernel']},"
         f" Python {machine['python']}, SQLite {machine['sqlite']}.\n"
     )
-    if missing := [name for name in _NAMES if name not in {command.split()[0] for command in documents}]:
+    if missing := [name for name in COMMANDS if name not in {command.split()[0] for command in documents}]:
         print(f"Not among them: {', '.join(missing)}.\n")
-    for command, document in documents.items():
+    for command, document in sorted(documents.items(), key=lambda item: ORDER.index(item[0])):
         print(f"### `benchmarks.{command}`\n\n| figure | value | must | |\n|---|---|---|---|")
         for figure, entry in document["figures"].items():
             verdict = "" if entry.get("ok") is None else ("reached" if entry["ok"] else "**missed**")

@@ -73,7 +73,8 @@ def main() -> None:
         through = Through(servers[-1], slow, base / "known_hosts")
         bad = [peer_table("frozen", frozen), peer_table("slow", through)]  # type: ignore[arg-type]
         for pair in range(options.pairs):
-            for tables, results in ((good, without), (good + bad, with_bad)):
+            sides = [(good, without), (good + bad, with_bad)]
+            for tables, results in sides if pair % 2 else reversed(sides):
                 agent = new_agent(base, base / f"peers-tree-{time.monotonic_ns()}", "peers", peers=tables)
                 (agent.root / _HOUR.path).mkdir(parents=True, exist_ok=True)
                 with agent:

@@ -16,7 +16,7 @@ from pathlib import Path
 from inotify_simple import INotify, flags
 
 from benchmarks import trees
-from benchmarks.common import Report, await_fast_creates, parser, percentile, spread, touch, work_directory
+from benchmarks.common import Report, await_fast_creates, need, parser, percentile, spread, touch, work_directory
 from tests.support.agent import AgentProcess, peer_table
 from tests.support.sshd import Sshd
 from tombsync.index import index_path
@@ -169,6 +169,8 @@ def main() -> None:
     options_parser.add_argument("--touches", type=int, default=500)
     options_parser.add_argument("--lsyncd", action="store_true", help="compare with lsyncd (Debian's package)")
     options = options_parser.parse_args()
+    if options.lsyncd:
+        need("lsyncd", "rsync")
     report = Report("push", options.json)
     with work_directory(options.work) as base, two_servers(base) as servers:
         await_fast_creates(base)

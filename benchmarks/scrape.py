@@ -11,11 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import load, trees
-from benchmarks.common import Report, parser, percentile, spread, touch, work_directory
-from benchmarks.hide import new_agent, settle, started
-from tests.support.agent import AgentProcess, peer_table
-from tests.support.sshd import Sshd
-from tombsync.names import Hour
+from benchmarks.common import CommitWatch, Report, await_fast_creates, parser, percentile, spread, work_directory
+from benchmarks.hide import BACKLOG, Seldom, new_agent, settle, stalled_backlog, started
+from tests.support.agent import AgentProcess
 
 _PAUSE_S = 0.01
 
@@ -42,6 +40,7 @@ def main() -> None:
     report = Report("scrape", options.json)
     with work_directory(options.work) as base:
         root = trees.kept(base, options.hours, options.per_hour)
+        await_fast_creates(base)
         agent = new_agent(base, root, "scrape")
         with started(agent):
             settle(agent)
@@ -69,24 +68,13 @@ def beside_rescans(agent: AgentProcess, root: Path, count: int) -> list[float]:
 
 def beside_catch_up(base: Path, count: int) -> list[float]:
     """10,000 tombstones are due for each of three peers, from the start."""
-    root = base / f"scrape-tree-{time.monotonic_ns()}"
-    for number in range(10_000):
-        directory = root / Hour("desertbus", "source", trees.FIRST_HOUR + number % 10).path
-        directory.mkdir(parents=True, exist_ok=True)
-        touch(directory / f"{trees.stem(number % 10, number)}.tombstone")
-    with Sshd(kept_below=base) as one, Sshd(kept_below=base) as two, Sshd(kept_below=base) as three:
-        servers = (one, two, three)
-        for server in servers:
-            (Path(server.root) / "desertbus" / "source").mkdir(parents=True)
-            server.stop()
-        tables = [peer_table(f"node-{number}", server) for number, server in enumerate(servers)]
-        agent = new_agent(base, root, "scrape-catchup", peers=tables)
-        with started(agent):
-            for server in servers:
-                server.start()
-            while sum(agent.metric("peer_up", peer=f"node-{number}") for number in range(3)) < 3:
-                time.sleep(0.01)
-            return scrapes(agent, count, lambda: agent.metric("deliveries", peer="node-2", state="pending") > 0)
+    with stalled_backlog(base, "scrape", BACKLOG, 3) as agent:
+        watch = CommitWatch(agent.state_dir)
+        taken = scrapes(agent, count, Seldom(lambda: watch.open_deliveries() > BACKLOG // 10))
+        watch.close()
+    if not taken:
+        raise RuntimeError("the catch-up was over before it could be measured")
+    return taken
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,7 +64,7 @@ def kept(root: Path, count: int, per_hour: int, *, hard_links: bool = False) -> 
         shutil.rmtree(tree, ignore_errors=True)
         begun = time.monotonic()
         made = make(tree, count, per_hour, hard_links=hard_links)
-        print(f"# made {made} names in {count} hours in {time.monotonic() - begun:.0f} s", flush=True)
+        print(f"# made {made} names in {count} hours in {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
         done.touch()
     return tree
 
