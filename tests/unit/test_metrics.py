@@ -100,6 +100,8 @@ def tell(metrics: Metrics, times: int = 1) -> None:
         for source in ("watch", "rescan", "inbox", "command"):
             metrics.hide_seconds.labels(source).observe(0.0003)
         metrics.push_seconds.labels("node-b").observe(0.02)
+        for kind in ("interval", "full"):
+            metrics.rescan_interval.labels(kind).set(300)
         for kind in ("interval", "full", "settle"):
             metrics.rescan_seconds.labels(kind).observe(2.0)
         metrics.push_failures.labels("node-b", "timeout").inc()
@@ -137,6 +139,7 @@ PROMISED = {
     "watches": ("gauge", set()),
     "watch_errors": ("counter", set()),
     "rescan_seconds": ("histogram", {"kind"}),
+    "rescan_interval_seconds": ("gauge", {"kind"}),
     "rescan_last_completed_timestamp_seconds": ("gauge", {"kind"}),
     "rejected": ("counter", {"source", "reason"}),
     "restored": ("counter", set()),
