@@ -14,6 +14,7 @@ import click
 
 from tombsync import errors
 from tombsync.audit import STDIN, Story, read_story, written_s
+from tombsync.cli import complete
 from tombsync.cli.common import (
     Place,
     iso,
@@ -69,6 +70,7 @@ def _journal(ctx: click.Context, param: click.Parameter, value: str | None) -> s
     "--journal",
     callback=_journal,
     metavar="PATH",
+    shell_complete=complete.files,
     help="A journal file, a directory of them, or what an agent wrote to stderr; - reads the latter from stdin.  "
     "[default: the journal of this machine]",
 )
