@@ -86,6 +86,37 @@ def test_the_story_of_a_segment_by_its_stem_or_its_place(journald: Journald, fil
     assert rows(inside) == story
 
 
+def test_collected_journals_of_other_nodes_are_in_the_same_table(files: Path) -> None:
+    """systemd-journal-remote puts them below /var/log/journal/remote."""
+    with Journald() as other:
+        other.python(_WRITE.replace('"node-a"', '"node-b"').replace("1573613152.25", "1573613152.75"))
+        (theirs,) = files.iterdir()
+        remote = other.path("/var/log/journal/remote")
+        remote.mkdir(parents=True)
+        (remote / "remote-node-a.journal").write_bytes(theirs.read_bytes())
+        found = rows(other.run(sys.executable, "-m", "tombsync", "log", STEM))
+    assert [(node, event) for _, node, event, *_ in found] == [
+        ("node-a", "marked"), ("node-b", "marked"), ("node-a", "hidden"), ("node-b", "hidden"),
+        ("node-a", "delivered"), ("node-b", "delivered"),
+    ]  # fmt: skip
+
+
+def test_journalctl_explains_a_record(journald: Journald) -> None:
+    """The catalog, taken up where journald runs: what it means and what to do, with the fields of that record."""
+    catalog = Path(__file__).parents[2] / "systemd" / "catalog" / "tombsync.catalog"
+    done = journald.run(
+        "sh", "-ec",
+        "mkdir /run/catalog; cp \"$1\" /run/catalog; mount --bind /run/catalog /usr/lib/systemd/catalog;"
+        "mount -t tmpfs tmpfs /var/lib/systemd/catalog; journalctl --update-catalog;"
+        "journalctl --no-pager --catalog TOMBSYNC_EVENT=delivered",
+        "sh", catalog,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = done.stdout.replace("░░", "--")  # the prefix of a line, by the locale
+    assert "-- Subject: A peer confirmed a tombstone" in told
+    assert f"-- node-b answered that the tombstone of\n-- {HOUR}/{STEM}\n" in told
+
+
 def test_every_record_for_programs_with_who_wrote_it(files: Path) -> None:
     done = log("--json", "--journal", files)
     assert done.returncode == 0, done.stderr
