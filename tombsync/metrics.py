@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Protocol, cast
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, make_wsgi_app
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, make_wsgi_app
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
@@ -89,6 +89,9 @@ class Metrics:
             "push_seconds", "From hidden here to confirmed by the peer.", _PUSH_BUCKETS, "peer"
         )
         self.rescan_seconds = histogram("rescan_seconds", "Duration of a whole rescan.", _RESCAN_BUCKETS, "kind")
+        self._rescan_interval = Gauge(
+            "tombsync_rescan_interval_seconds", "How often a rescan of each kind is due.", ["kind"], registry=registry
+        )
         self.push_failures = counter("push_failures", "Sessions and deliveries that failed.", "peer", "reason")
         self.missed_by_watch = counter("missed_by_watch", "Tombstones that a rescan saw first, after the first rescan.")
         self.watch_overflows = counter("watch_overflows", "Times that the kernel's event queue overflowed.")
@@ -102,6 +105,11 @@ class Metrics:
     def ask(self, sources: Sources) -> None:
         """Let scrapes ask for the gauges too. Called once, when everything that they ask about exists."""
         self.registry.register(cast(Collector, _Gauges(sources)))
+
+    def tell_intervals(self, interval_s: float, full_interval_s: float) -> None:
+        """How often a rescan of each kind is due from now on."""
+        self._rescan_interval.labels("interval").set(interval_s)
+        self._rescan_interval.labels("full").set(full_interval_s)
 
 
 class _Gauges:

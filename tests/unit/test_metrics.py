@@ -100,6 +100,7 @@ def tell(metrics: Metrics, times: int = 1) -> None:
         for source in ("watch", "rescan", "inbox", "command"):
             metrics.hide_seconds.labels(source).observe(0.0003)
         metrics.push_seconds.labels("node-b").observe(0.02)
+        metrics.tell_intervals(300, 86400)
         for kind in ("interval", "full", "settle"):
             metrics.rescan_seconds.labels(kind).observe(2.0)
         metrics.push_failures.labels("node-b", "timeout").inc()
@@ -137,6 +138,7 @@ PROMISED = {
     "watches": ("gauge", set()),
     "watch_errors": ("counter", set()),
     "rescan_seconds": ("histogram", {"kind"}),
+    "rescan_interval_seconds": ("gauge", {"kind"}),
     "rescan_last_completed_timestamp_seconds": ("gauge", {"kind"}),
     "rejected": ("counter", {"source", "reason"}),
     "restored": ("counter", set()),
@@ -184,6 +186,8 @@ def test_gauges_are_what_the_agent_says(metrics: Metrics) -> None:
     assert value("watches") == 7
     assert value("rescan_last_completed_timestamp_seconds", kind="interval") == 1_573_613_001
     assert value("worker_beat_age_seconds", worker="intake") == 0.1
+    assert value("rescan_interval_seconds", kind="interval") == 300
+    assert value("rescan_interval_seconds", kind="full") == 86400
     assert value("root_believed") == 1
     assert value("journal_dropped") == 1
     assert value("build_info", version=__version__) == 1

@@ -18,6 +18,7 @@ from tombsync.audit.journal import (
     journald_is_there,
     open_audit,
 )
+from tombsync.audit.story import STDIN, Story, read_story, written_s
 
 __all__ = [
     "CLOSE_TIMEOUT_S",
@@ -32,6 +33,7 @@ __all__ = [
     "RETRY_FIRST_S",
     "RETRY_MAX_S",
     "SEND_TIMEOUT_S",
+    "STDIN",
     "WARNING",
     "Audit",
     "Event",
@@ -39,6 +41,9 @@ __all__ = [
     "Record",
     "Sink",
     "StderrSink",
+    "Story",
     "journald_is_there",
     "open_audit",
+    "read_story",
+    "written_s",
 ]

@@ -16,6 +16,7 @@ from typing import Any, TextIO, TypeVar
 import click
 
 from tombsync import errors
+from tombsync.cli import complete
 from tombsync.config import DEFAULT_PATH, Settings, load
 from tombsync.index import Reader, agent_pid, index_path
 from tombsync.names import Marked, locate, printable
@@ -70,11 +71,25 @@ def place_options(command: F) -> F:
     """`--config`, `--root` and `--state-dir`, handed over as `place`."""
 
     @click.option(
-        "--config", callback=_absolute, metavar="FILE", help=f"Settings file.  [default: {DEFAULT_PATH}, if any]"
+        "--config",
+        callback=_absolute,
+        shell_complete=complete.files,
+        metavar="FILE",
+        help=f"Settings file.  [default: {DEFAULT_PATH}, if any]",
     )
-    @click.option("--root", callback=_absolute, metavar="DIR", help="The segment tree, over what the settings say.")
     @click.option(
-        "--state-dir", callback=_absolute, metavar="DIR", help="Where the index lives, over what the settings say."
+        "--root",
+        callback=_absolute,
+        shell_complete=complete.directories,
+        metavar="DIR",
+        help="The segment tree, over what the settings say.",
+    )
+    @click.option(
+        "--state-dir",
+        callback=_absolute,
+        shell_complete=complete.directories,
+        metavar="DIR",
+        help="Where the index lives, over what the settings say.",
     )
     @functools.wraps(command)
     def wrapped(config: str | None, root: str | None, state_dir: str | None, **rest: Any) -> Any:

@@ -29,6 +29,7 @@ _COMMANDS = {
     "unmark": "unmark:unmark",
     "purge": "purge:purge",
     "report": "report:report",
+    "log": "log:log",
     "rescan": "rescan:rescan",
     "adopt-root": "adopt_root:adopt_root",
     "peer": "peer:peer",

@@ -13,6 +13,7 @@ import click
 
 from tombsync import errors
 from tombsync.audit import Audit, Event, journald_is_there, open_audit
+from tombsync.cli import complete
 from tombsync.cli.common import (
     Place,
     agent_runs,
@@ -69,7 +70,7 @@ class Result:
 
 
 @click.command()
-@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...", shell_complete=complete.files)
 @place_options
 @click.option("--reason", default="", help="Why; goes into the tombstone and the journal.")
 @click.option("--even-if-absent", is_flag=True, help="Mark what is not here (yet), so that it arrives hidden.")

@@ -10,6 +10,7 @@ import click
 
 from tombsync import errors
 from tombsync.audit import Event
+from tombsync.cli import complete
 from tombsync.cli.common import (
     Place,
     dry_run_option,
@@ -48,7 +49,14 @@ _SHOWN = 50
 @click.option(
     "--leftovers", is_flag=True, help="Only list hidden data in hours where nothing is visible; delete nothing."
 )
-@click.option("--except-peer", "excepted", multiple=True, metavar="NAME", help="Leave out a retired peer; journalled.")
+@click.option(
+    "--except-peer",
+    "excepted",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=complete.nodes,
+    help="Leave out a retired peer; journalled.",
+)
 @click.option("--no-peers", is_flag=True, help="Delete although no peer is configured that could be asked.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @dry_run_option

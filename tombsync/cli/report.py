@@ -14,6 +14,7 @@ from typing import IO, Any
 import click
 
 from tombsync import errors
+from tombsync.cli import complete
 from tombsync.cli.common import Place, iso, json_option, open_reader, place_options, say, tell_error
 from tombsync.cli.files import write_new
 from tombsync.cli.mark import claimed_actor
@@ -53,8 +54,15 @@ def report() -> None:
 @click.argument("stems", nargs=-1, required=True, metavar="STEM...")
 @place_options
 @click.option("--live", is_flag=True, help="Ask every peer now.")
-@click.option("--output", metavar="FILE", help="Write it there instead; a file that is there is not replaced.")
-@click.option("--sign", metavar="KEY", help="Sign the JSON with this SSH key, into FILE.sig.")
+@click.option(
+    "--output",
+    metavar="FILE",
+    shell_complete=complete.files,
+    help="Write it there instead; a file that is there is not replaced.",
+)
+@click.option(
+    "--sign", metavar="KEY", shell_complete=complete.files, help="Sign the JSON with this SSH key, into FILE.sig."
+)
 @json_option
 def make(stems: tuple[str, ...], place: Place, live: bool, output: str | None, sign: str | None, as_json: bool) -> int:
     """Who marked each segment, when and why; when each node confirmed it; where its data still is.
@@ -93,11 +101,15 @@ def make(stems: tuple[str, ...], place: Place, live: bool, output: str | None, s
 
 
 @report.command()
-@click.argument("file")
+@click.argument("file", shell_complete=complete.files)
 @click.option(
-    "--allowed-signers", required=True, metavar="FILE", help="Who may sign: see ALLOWED SIGNERS, ssh-keygen(1)."
+    "--allowed-signers",
+    required=True,
+    metavar="FILE",
+    shell_complete=complete.files,
+    help="Who may sign: see ALLOWED SIGNERS, ssh-keygen(1).",
 )
-@click.option("--signature", metavar="FILE", help="The signature.  [default: FILE.sig]")
+@click.option("--signature", metavar="FILE", shell_complete=complete.files, help="The signature.  [default: FILE.sig]")
 @click.option("--identity", metavar="NAME", help="Who must have signed.  [default: whoever of the allowed did]")
 def verify(file: str, allowed_signers: str, signature: str | None, identity: str | None) -> int:
     """Check that a report is the one that was signed, to the byte, by somebody who is allowed to.

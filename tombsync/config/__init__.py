@@ -8,8 +8,10 @@ from tombsync.config.document import load
 from tombsync.config.tables import (
     DEFAULT_PATH,
     DEFAULT_ROOT,
+    LISTS,
     MAX_ACCOUNT_CHARACTERS,
     MAX_SOCKET_PATH_BYTES,
+    TABLES,
     BreakerSettings,
     HttpSettings,
     InboxSettings,
@@ -25,8 +27,10 @@ from tombsync.config.tables import (
 __all__ = [
     "DEFAULT_PATH",
     "DEFAULT_ROOT",
+    "LISTS",
     "MAX_ACCOUNT_CHARACTERS",
     "MAX_SOCKET_PATH_BYTES",
+    "TABLES",
     "BreakerSettings",
     "HttpSettings",
     "InboxSettings",

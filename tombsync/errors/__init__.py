@@ -42,6 +42,7 @@ from tombsync.errors.joining import (
     SshdRefused,
     UnknownAccount,
 )
+from tombsync.errors.journal import JournalUnreadable, NoRecords
 from tombsync.errors.local import (
     AgentNotRunning,
     AgentRefused,
@@ -111,6 +112,7 @@ __all__ = [
     "IndexTooNew",
     "IndexTooOld",
     "JailUnsafe",
+    "JournalUnreadable",
     "KeyTaken",
     "KeyUnusable",
     "ListenRefused",
@@ -118,6 +120,7 @@ __all__ = [
     "NeedsRoot",
     "NoKeyAuthorized",
     "NoOwnKey",
+    "NoRecords",
     "NotConfirmed",
     "NotDeleted",
     "NotMarkable",

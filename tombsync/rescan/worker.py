@@ -94,6 +94,7 @@ class Rescan:
         self._metrics = metrics
         self._interval_s = interval_s
         self._full_interval_s = full_interval_s
+        metrics.tell_intervals(interval_s, full_interval_s)
         self._believed = believed
         self._may_begin = may_begin
         self._on_missed = on_missed

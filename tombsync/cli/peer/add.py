@@ -10,6 +10,7 @@ from pwd import struct_passwd
 import click
 
 from tombsync import errors
+from tombsync.cli import complete
 from tombsync.cli.common import Place, dry_run_option, json_option, place_options
 from tombsync.cli.peer import accounts, entries, hosts, jail, keys, sshd
 from tombsync.cli.peer.files import read_text
@@ -37,7 +38,12 @@ class Wanted:
 
 @click.command()
 @name_argument
-@click.option("--key", metavar="FILE", help="The public key that the node logs in with: let it deliver here.")
+@click.option(
+    "--key",
+    metavar="FILE",
+    shell_complete=complete.files,
+    help="The public key that the node logs in with: let it deliver here.",
+)
 @click.option("--account", help="The account that it gets here.  [default: tombsync-NAME]")
 @click.option("--host", help="Where the node is: deliver to it.")
 @click.option(
@@ -45,6 +51,7 @@ class Wanted:
     "host_keys",
     multiple=True,
     metavar="FILE|LINE",
+    shell_complete=complete.files,
     help="Its host keys, as `peer show` printed them there: pin them, if no other key is pinned.",
 )
 @click.option("--port", type=int, help="The port of its sshd.  [default: 22]")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from tombsync import errors
+from tombsync.cli import complete
 from tombsync.cli.common import Place
 from tombsync.config import DEFAULT_PATH, PeerSettings, SenderSettings, Settings
 from tombsync.names import NODE_PATTERN
@@ -16,8 +17,8 @@ def _node_name(ctx: click.Context, param: click.Parameter, value: str | None) ->
     return value
 
 
-name_argument = click.argument("name", callback=_node_name)
-optional_name_argument = click.argument("name", callback=_node_name, required=False)
+name_argument = click.argument("name", callback=_node_name, shell_complete=complete.nodes)
+optional_name_argument = click.argument("name", callback=_node_name, shell_complete=complete.nodes, required=False)
 
 
 def settings_path(place: Place) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from tombsync import errors
+from tombsync.cli import complete
 from tombsync.cli.common import Place, dry_run_option, json_option, place_options
 from tombsync.cli.peer import keys
 from tombsync.cli.peer.lock import alone
@@ -14,7 +15,9 @@ from tombsync.cli.peer.steps import carry_out, require_root
 
 @click.command()
 @name_argument
-@click.option("--key", metavar="FILE", help="The new public key, let in beside the older ones.")
+@click.option(
+    "--key", metavar="FILE", shell_complete=complete.files, help="The new public key, let in beside the older ones."
+)
 @click.option("--finish", is_flag=True, help="Let only the newest key in from now on.")
 @place_options
 @dry_run_option

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tombsync import errors
+from tombsync.cli import complete
 from tombsync.cli.common import Place, json_option, place_options, say, say_json, tell_error, warn
 from tombsync.config import PeerSettings, Settings
 
@@ -19,7 +20,7 @@ _WAIT_S = 1.0
 
 
 @click.command("test")
-@click.argument("name")
+@click.argument("name", shell_complete=complete.nodes)
 @place_options
 @json_option
 def test(name: str, place: Place, as_json: bool) -> int:
