@@ -114,10 +114,6 @@ def log(
     return 0
 
 
-def _warn_of_part() -> None:
-    warn("this account sees only its own records; root and the group systemd-journal see all")
-
-
 def _story(place: Place, text: str | None, since_s: float | None, newest: int | None) -> Story:
     if text is None:
         return Story(since_s=since_s, newest=newest)
