@@ -76,8 +76,7 @@ class Bare:
             str(server.root),
         )
         self._session = Connector(target).connect()
-        self._session.channel.settimeout(10)
-        self._parser = wire.Parser()
+        self._packets = self._session.packets
         self._directory = os.fsencode(f"{server.root}/{_HOUR.path}")
         self.opened: list[float] = []  # seconds
         self.synced: list[float] = []
@@ -92,10 +91,9 @@ class Bare:
         self._ask(wire.close(3, reply.handle))
 
     def _ask(self, packet: bytes) -> wire.Reply:
-        self._session.channel.sendall(packet)
-        while True:
-            for kind, _, body in self._parser.feed(self._session.channel.recv(65536)):
-                return wire.parse_reply(kind, body)
+        self._packets.send(packet)
+        kind, _, body = self._packets.wait(time.monotonic() + 10)
+        return wire.parse_reply(kind, body)
 
     def close(self) -> None:
         """End the session."""

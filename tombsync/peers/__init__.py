@@ -13,7 +13,7 @@ The contract, for every kind of peer (tests/contract/test_peer_contract.py runs 
 
 from tombsync.peers.contract import Answer, Job, Session
 from tombsync.peers.known_hosts import HostKeyHalt
-from tombsync.peers.session import REPLY_TIMEOUT_S
+from tombsync.peers.packets import REPLY_TIMEOUT_S
 from tombsync.peers.ssh import CONNECT_TIMEOUT_S, Connector, Target, require_usable
 
 __all__ = [

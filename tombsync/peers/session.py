@@ -6,9 +6,7 @@ hundreds of them are in flight. How a job goes is said by the ways of delivery, 
 
 from __future__ import annotations
 
-import contextlib
 import os
-import socket
 import time
 from collections.abc import Generator, Sequence
 from typing import Any, TypeAlias, TypeVar
@@ -19,17 +17,16 @@ from tombsync import errors
 from tombsync.names import EXTENSION, OWN_DIRECTORY, Hour, Kind, Marked, tombstone_name
 from tombsync.peers import wire
 from tombsync.peers.contract import Answer, Job
+from tombsync.peers.packets import REPLY_TIMEOUT_S, Packets
 from tombsync.peers.syncs import FEW_PLACING
 from tombsync.plan import State, window
 
-REPLY_TIMEOUT_S = 10.0  # requests wait and nothing at all was answered: the session is given up
 _LEAST_IN_FLIGHT = 256  # a fresh tombstone waits behind so many at most, about 10 ms of the server's time
 _BATCHES = 4  # in one window: full ones halve the CPU that sending a few at a time costs (benchmarks/catchup.py)
 _MOST_IN_FLIGHT = 900  # an sshd with 1,024 files: each OPEN in flight may hold one (4,096 in flight failed 7 of 10)
 _RESERVED_HANDLES = 100  # of the server's limit, for what it needs itself
 _CLOSED_AT_ONCE = 256  # what is fresh waits behind so many, some ms; their replies are the sign for the next
 _PLACE_S = 40e-6  # the server's time for one OPEN and CLOSE (measured by benchmarks/catchup.py)
-_RECEIVE_BYTES = 256 * 1024
 _DATA = (EXTENSION[Kind.TS], EXTENSION[Kind.JSON])
 
 NO_PLACE = "root, channel or quality is missing there"
@@ -53,10 +50,7 @@ class SftpSession:
     def __init__(self, peer: str, root: str, transport: paramiko.Transport, channel: paramiko.Channel) -> None:
         self.peer = peer
         self._root = os.fsencode(root.rstrip("/"))
-        self._transport = transport
-        self.channel = channel
-        self._descriptor = channel.fileno()
-        self._parser = wire.Parser()
+        self.packets = Packets(peer, transport, channel)
         self._out: list[bytes] = []
         self._next_id = 0
         self._waiting: dict[int, Steps | None] = {}  # request id -> who gets the reply; None: nobody needs it
@@ -164,13 +158,17 @@ class SftpSession:
 
     def fileno(self) -> int:
         """Polls as readable when something arrived or the channel ended."""
-        return self._descriptor
+        return self.packets.descriptor
 
     def collect(self, now: float) -> list[Answer]:
         """Handle what arrived. Raises PeerTimeout, PeerLost, PeerProtocol."""
         self._close_handles()
         self._begin_due()  # not behind what arrives: first the caller submits what there is room for then
-        heard = self._receive()
+        heard = False
+        with self.packets.protocol():
+            for kind, request, body in self.packets.arrived():
+                heard = True
+                self._handle(kind, request, body)
         if heard or not self._waiting:
             self._last_heard = now
         elif now - self._last_heard > REPLY_TIMEOUT_S:
@@ -181,37 +179,33 @@ class SftpSession:
 
     def close(self) -> None:
         """End the session; from any thread."""
-        raw = self._transport.sock
-        with contextlib.suppress(OSError):
-            raw.shutdown(socket.SHUT_RDWR)
-        self._transport.close()
-        raw.close()
+        self.packets.close()
 
     def begin(self, deadline: float) -> None:
         """Agree on the version, learn limits and round trip. Raises PeerError."""
         try:
-            self._send(wire.init())
+            self.packets.send(wire.init())
         except errors.PeerLost as exc:  # it was quicker in closing than we in asking
             raise errors.SftpRefused(self.peer, "the channel was closed at once") from exc
-        kind, version, body = self._await_packet(deadline)
+        kind, version, body = self.packets.wait(deadline)
         if kind != wire.VERSION:
             raise errors.PeerProtocol(self.peer, f"a packet of type {kind} instead of VERSION")
-        with self._protocol():
+        with self.packets.protocol():
             extensions = wire.parse_version(version, body)
         self.can_sync = wire.FSYNC in extensions
         if wire.LIMITS in extensions:
-            self._send(wire.limits(0))
-            kind, _, body = self._await_packet(deadline)
-            with self._protocol():
+            self.packets.send(wire.limits(0))
+            kind, _, body = self.packets.wait(deadline)
+            with self.packets.protocol():
                 reply = wire.parse_reply(kind, body)
                 handles = wire.parse_limits(reply.data) if reply.code == wire.OK else 0
             if handles:
                 self._most_handles = max(1, min(self.MOST_HANDLES, handles - _RESERVED_HANDLES))
                 self._most_in_flight = min(_MOST_IN_FLIGHT, self._most_handles)
         asked = time.monotonic()
-        self._send(wire.lstat(0, self._root))
-        kind, _, body = self._await_packet(deadline)
-        with self._protocol():
+        self.packets.send(wire.lstat(0, self._root))
+        kind, _, body = self.packets.wait(deadline)
+        with self.packets.protocol():
             self.root_there = wire.parse_reply(kind, body).code == wire.OK
         self._last_heard = time.monotonic()
         self.round_trip_s = self._last_heard - asked
@@ -318,26 +312,6 @@ class SftpSession:
             self._last_hour, self._last_hour_path = marked.hour, self._path(marked.hour.path) + b"/"
         return self._last_hour_path + os.fsencode(tombstone_name(marked.stem))
 
-    # -- bytes --------------------------------------------------------------------------------------------------------
-
-    def _receive(self) -> bool:
-        heard = False
-        while True:
-            if not self.channel.recv_ready():
-                if self.channel.closed or self.channel.eof_received or not self._transport.is_active():
-                    raise errors.PeerLost(self.peer)
-                return heard
-            try:
-                data = self.channel.recv(_RECEIVE_BYTES)
-            except (OSError, EOFError, paramiko.SSHException) as exc:
-                raise errors.PeerLost(self.peer, str(exc)) from exc
-            if not data:
-                raise errors.PeerLost(self.peer)
-            heard = True
-            with self._protocol():
-                for kind, request, body in self._parser.feed(data):
-                    self._handle(kind, request, body)
-
     def _handle(self, kind: int, request: int, body: bytes) -> None:
         try:
             steps = self._waiting.pop(request)
@@ -356,41 +330,7 @@ class SftpSession:
     def _flush(self) -> None:
         if self._out:
             data, self._out = b"".join(self._out), []
-            self._send(data)
-
-    def _send(self, data: bytes) -> None:
-        try:
-            self.channel.sendall(data)
-        except TimeoutError as exc:
-            raise errors.PeerTimeout(self.peer, "it takes no more requests") from exc
-        except (OSError, EOFError, paramiko.SSHException) as exc:
-            raise errors.PeerLost(self.peer, str(exc)) from exc
-
-    def _await_packet(self, deadline: float) -> tuple[int, int, bytes]:
-        while True:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise errors.PeerTimeout(self.peer, "while opening SFTP")
-            self.channel.settimeout(min(left, REPLY_TIMEOUT_S))
-            try:
-                data = self.channel.recv(_RECEIVE_BYTES)
-            except TimeoutError as exc:
-                raise errors.PeerTimeout(self.peer, "while opening SFTP") from exc
-            except (OSError, EOFError, paramiko.SSHException) as exc:
-                raise errors.PeerLost(self.peer, str(exc)) from exc
-            if not data:
-                raise errors.SftpRefused(self.peer, "the channel was closed at once")
-            with self._protocol():
-                for packet in self._parser.feed(data):
-                    self.channel.settimeout(REPLY_TIMEOUT_S)
-                    return packet
-
-    @contextlib.contextmanager
-    def _protocol(self) -> Any:
-        try:
-            yield
-        except wire.NotSftp as exc:
-            raise errors.PeerProtocol(self.peer, str(exc)) from exc
+            self.packets.send(data)
 
 
 def refusal(job: Job, reply: wire.Reply, what: str) -> Answer:
