@@ -15,7 +15,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from benchmarks import load, trees
-from benchmarks.catchup import Through
 from benchmarks.common import (
     CommitWatch,
     Report,
@@ -28,7 +27,6 @@ from benchmarks.common import (
     work_directory,
 )
 from tests.support.agent import AgentProcess, peer_table
-from tests.support.relay import Relay
 from tests.support.sshd import Sshd
 from tombsync.names import Hour
 
@@ -209,28 +207,30 @@ class Seldom:
 
 @contextmanager
 def stalled_backlog(base: Path, name: str, count: int, peers: int) -> Iterator[AgentProcess]:
-    """An agent that has `count` tombstones for each of some peers, which begin to take them when the block begins."""
+    """An agent that has `count` tombstones for each of some peers, which begin to take them when the block begins.
+
+    The servers are stopped until then, for less than the time after which a session is given up. No relay: as a thread
+    of this process it would hold up whoever measures.
+    """
     root = base / f"{name}-tree-{time.monotonic_ns()}"
     with ExitStack() as stack:
         servers = [stack.enter_context(Sshd(kept_below=base)) for _ in range(peers)]
-        relays = [stack.enter_context(Relay((server.host, server.port))) for server in servers]
         for server in servers:
             (Path(server.root) / "desertbus" / "source").mkdir(parents=True)
-        through = [Through(s, r, base / f"known_hosts-{r.port}") for s, r in zip(servers, relays, strict=True)]
-        tables = [peer_table(f"node-{number}", server) for number, server in enumerate(through)]  # type: ignore[arg-type]
+        tables = [peer_table(f"node-{number}", server) for number, server in enumerate(servers)]
         for number in range(_BACKLOG_HOURS):
             (root / Hour("desertbus", "source", trees.FIRST_HOUR + number).path).mkdir(parents=True)
         with stack.enter_context(new_agent(base, root, name, peers=tables)) as agent:
             await_true(lambda: up(agent, peers) == peers, "the sessions")
-            for relay in relays:
-                relay.stall("up")
+            for server in servers:
+                server.freeze()
             for index in range(count):
                 number = index % _BACKLOG_HOURS
                 hour = Hour("desertbus", "source", trees.FIRST_HOUR + number)
                 touch(root / hour.path / f"{trees.stem(number, index)}.tombstone")
             await_true(lambda: agent.metric("tombstones") == count, "all to be hidden")
-            for relay in relays:
-                relay.resume("up")
+            for server in servers:
+                server.thaw()
             yield agent
 
 

@@ -72,3 +72,22 @@ def test_a_stream_of_claims_does_not_stop_long_work(monkeypatch: pytest.MonkeyPa
         thread, went_on = in_thread()
         thread.join(10)
         assert went_on.is_set()
+
+
+def test_whoever_just_stood_back_works_for_a_while_however_small_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precedence, "CLAIM_S", 60.0)
+    monkeypatch.setattr(precedence, "GIVE_WAY_S", 0.0)
+    stood_back: list[float] = []
+    monkeypatch.setattr(precedence, "_wait_until", stood_back.append)
+    monkeypatch.setattr(precedence, "PIECE_S", 60.0)
+    precedence.claim("one")
+
+    def steps() -> None:
+        for _ in range(1000):
+            precedence.give_way()
+
+    for _ in range(2):  # each thread for itself
+        thread = threading.Thread(target=steps)
+        thread.start()
+        thread.join(10)
+    assert len(stood_back) == 2

@@ -14,10 +14,12 @@ The contract, for every kind of peer (tests/contract/test_peer_contract.py runs 
 from tombsync.peers.contract import Answer, Job, Session
 from tombsync.peers.known_hosts import HostKeyHalt
 from tombsync.peers.packets import REPLY_TIMEOUT_S
+from tombsync.peers.session import MANY
 from tombsync.peers.ssh import CONNECT_TIMEOUT_S, Connector, Target, require_usable
 
 __all__ = [
     "CONNECT_TIMEOUT_S",
+    "MANY",
     "REPLY_TIMEOUT_S",
     "Answer",
     "Connector",

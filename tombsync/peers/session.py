@@ -13,7 +13,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import paramiko
 
-from tombsync import errors
+from tombsync import errors, precedence
 from tombsync.names import EXTENSION, OWN_DIRECTORY, Hour, Kind, Marked, tombstone_name
 from tombsync.peers import wire
 from tombsync.peers.contract import Answer, Job
@@ -23,6 +23,7 @@ from tombsync.plan import State, window
 
 _LEAST_IN_FLIGHT = 256  # a fresh tombstone waits behind so many at most, about 10 ms of the server's time
 _BATCHES = 4  # in one window: full ones halve the CPU that sending a few at a time costs (benchmarks/catchup.py)
+MANY = 64  # of a backlog in flight: what is fresh does not wait for anybody
 _MOST_IN_FLIGHT = 900  # an sshd with 1,024 files: each OPEN in flight may hold one (4,096 in flight failed 7 of 10)
 _RESERVED_HANDLES = 100  # of the server's limit, for what it needs itself
 _CLOSED_AT_ONCE = 256  # what is fresh waits behind so many, some ms; their replies are the sign for the next
@@ -169,6 +170,8 @@ class SftpSession:
             for kind, request, body in self.packets.arrived():
                 heard = True
                 self._handle(kind, request, body)
+                if len(self._jobs) > MANY:
+                    precedence.give_way()
         if heard or not self._waiting:
             self._last_heard = now
         elif now - self._last_heard > REPLY_TIMEOUT_S:

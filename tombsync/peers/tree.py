@@ -13,10 +13,11 @@ from typing import Any
 
 import paramiko
 
+from tombsync import precedence
 from tombsync.names import Hour
 from tombsync.peers import wire
 from tombsync.peers.contract import Answer, Job
-from tombsync.peers.session import SftpSession, Steps, not_regular, not_served, refusal
+from tombsync.peers.session import MANY, SftpSession, Steps, not_regular, not_served, refusal
 from tombsync.peers.syncs import Syncs
 from tombsync.plan import State
 
@@ -149,4 +150,6 @@ class TreeSession(SftpSession):
         self._syncs.ended(hour, time.monotonic())
         for steps in members:
             self._advance(steps, reply)
+            if len(members) > MANY:
+                precedence.give_way()
         return Answer(0, State.CONFIRMED)

@@ -17,7 +17,7 @@ from tombsync.errors import HostKeyChanged, PeerError
 from tombsync.index import DeliveryOutcomes, Due, HoldsEnded, Outcome, PeerReport, PeerVerified, Reader
 from tombsync.metrics import Metrics
 from tombsync.names import printable
-from tombsync.peers import Answer, Connector, HostKeyHalt, Session
+from tombsync.peers import MANY, Answer, Connector, HostKeyHalt, Session
 from tombsync.plan import State
 from tombsync.push.queue import Queue
 from tombsync.work import IDLE_WAIT_S, TRANSACTION_ROWS, WAIT_S, Mailbox
@@ -27,8 +27,7 @@ log = logging.getLogger(__name__)
 CANARY_INTERVAL_S = 60.0
 CANARY_LOST_AFTER_S = 150.0  # two in a row failed: a broken way is told within three minutes
 PING_INTERVAL_S = 30.0  # an idle session is asked something, so that a dead peer shows although nobody marks
-_MANY = 64  # of a catch-up in flight: its answers are taken together, those of some ms (benchmarks/catchup.py)
-_GATHER_MS = 2
+_GATHER_MS = 2  # answers of a catch-up are taken together, those of some ms (benchmarks/catchup.py)
 
 
 class Pusher:
@@ -161,7 +160,7 @@ class Pusher:
         try:
             if believed:
                 self._feed(session, now)
-            if session.outstanding > _MANY:
+            if session.outstanding > MANY:
                 precedence.give_way()
             answers = session.collect(time.monotonic())
             if answers:
@@ -185,7 +184,7 @@ class Pusher:
         return 0.0 if self._queue.waiting else min(IDLE_WAIT_S, self._queue.until(now))
 
     def _wait(self, timeout_s: float) -> None:
-        many = self._session is not None and self._session.outstanding > _MANY
+        many = self._session is not None and self._session.outstanding > MANY
         if many and timeout_s and self._poll_wake(_GATHER_MS):
             return
         poller = select.poll()
@@ -275,7 +274,7 @@ class Pusher:
         queue.plan_sweep(now)
         if rows := queue.fresh(session.room(TRANSACTION_ROWS)):
             session.submit(queue.jobs(rows))
-        if session.outstanding > _MANY:  # not before: a fresh tombstone waits for nobody
+        if session.outstanding > MANY:  # not before: a fresh tombstone waits for nobody
             precedence.give_way()
         if rows := queue.backlog(session.room):
             session.submit(queue.jobs(rows))
@@ -296,6 +295,8 @@ class Pusher:
             self._mailbox.put_urgent(HoldsEnded(partial(self._holds_ended, len(there)), markers=there))
         rows, again = self._queue.answered(answers)
         for start in range(0, len(answers), TRANSACTION_ROWS):
+            if start:
+                precedence.give_way()
             outcomes = [
                 Outcome(answer.marker, answer.state, asked_at_ns, answer.detail, answer.data)
                 for answer in answers[start : start + TRANSACTION_ROWS]
@@ -332,6 +333,8 @@ class Pusher:
             except IndexError:
                 return
             self._tell(*told)
+            if len(self._untold) > MANY:
+                precedence.give_way()
 
     def _tell(self, committed_ns: int, row: Due, outcome: Outcome, before: State) -> None:
         elapsed_s = max(0.0, (committed_ns - row.hidden_at_ns) / 1e9)
