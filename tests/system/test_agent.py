@@ -1078,7 +1078,7 @@ def test_sigterm_ends_it_in_the_middle_of_everything(tmp_path: Path, large_root:
             if first_index:
                 peer.freeze()
                 agent.start(ready=False)
-                wait_for(lambda: "interval rescan" in agent.get("/readyz")[1], "the rescan to run")
+                wait_for(lambda: "first scan" in agent.get("/readyz")[1], "the rescan to run")
             else:
                 idle(agent.start())
                 wait_for(lambda: agent.metric("peer_up", peer="node-b"), "the peer to be up")
