@@ -102,6 +102,11 @@ class Metrics:
         self.index_retries = counter("index_retries", "Index transactions that failed and were tried again.")
         self.wsgi_app = make_wsgi_app(registry, disable_compression=True)
 
+    def forget_peer(self, peer: str) -> None:
+        """Its series end: it is one no more."""
+        for metric in (self.push_seconds, self.push_failures):
+            metric.remove_by_labels({"peer": peer})
+
     def ask(self, sources: Sources) -> None:
         """Let scrapes ask for the gauges too. Called once, when everything that they ask about exists."""
         self.registry.register(cast(Collector, _Gauges(sources)))

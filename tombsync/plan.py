@@ -142,7 +142,7 @@ class Breaker:
     _MOST_STEPS = 10_000  # kept: more than a day in which each had a mark
 
     def __init__(self, most: int) -> None:
-        self._most = most
+        self.most = most  # any thread may change it
         self._counts: dict[int, int] = {}
 
     def count(self, ctime_ns: int) -> None:
@@ -159,7 +159,7 @@ class Breaker:
         """
         step = ctime_ns // self.STEP_NS
         for first in range(step - self._STEPS + 1, step + 1):
-            if sum(self._counts.get(first + offset, 0) for offset in range(self._STEPS)) >= self._most:
+            if sum(self._counts.get(first + offset, 0) for offset in range(self._STEPS)) >= self.most:
                 return first * self.STEP_NS, (first + self._STEPS) * self.STEP_NS - 1
         return None
 

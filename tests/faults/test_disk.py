@@ -140,7 +140,7 @@ def test_a_start_on_a_full_state_directory_says_so_or_works(
 
 
 def test_a_rescan_that_waits_for_room_is_no_stalled_worker(zygote: Zygote, server: Sshd, tmp_path: Path) -> None:
-    constants = {**CONSTANTS, "tombsync.daemon.agent.STALLED_AFTER_S": 6.0}  # no idle turn is longer than 5 s
+    constants = {**CONSTANTS, "tombsync.daemon.crew.STALLED_AFTER_S": 6.0}  # no idle turn is longer than 5 s
     with tmpfs(tmp_path / "state", "size=16m") as state:
         world = World(zygote, server, tmp_path / "node", state_dir=state, constants=constants)
         agent = world.agent

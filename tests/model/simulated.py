@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from tombsync import intake, work
-from tombsync.index import checkpoint, deliveries
+from tombsync.index import checkpoint, peer_rows
 from tombsync.push import queue
 from tombsync.push import worker as pusher
 from tombsync.rescan import hours, worker
@@ -24,7 +24,7 @@ MANY_STEPS_NS = 500_000
 START_WALL_NS = 1_573_613_000_000_000_000
 # Sizes that let a handful of rows take the ways that thousands take: transactions, chunks of hours, bursts, backlogs.
 _SMALL_SIZES: tuple[tuple[Any, str, int], ...] = (
-    *((module, "TRANSACTION_ROWS", 3) for module in (work, pusher, queue, hours, observer, deliveries)),
+    *((module, "TRANSACTION_ROWS", 3) for module in (work, pusher, queue, hours, observer, peer_rows)),
     (worker, "_CHUNK_HOURS", 1),
     (queue, "_FRESH_ROOM", 1),
 )

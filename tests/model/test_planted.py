@@ -82,7 +82,7 @@ def confirm_what_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     def lose_and_hope(self: Pusher, exc: PeerError, now: float) -> None:
         hoped = [Outcome(marker, State.CONFIRMED, 0) for marker in self._queue._submitted]
         lose(self, exc, now)
-        self._mailbox.put_urgent(DeliveryOutcomes(self._peer, hoped, lambda changed: None))
+        self._mailbox.put_urgent(DeliveryOutcomes(self.peer, hoped, lambda changed: None))
 
     monkeypatch.setattr(Pusher, "_lose", lose_and_hope)
 

@@ -344,14 +344,14 @@ def test_an_index_lost_while_the_agent_runs_ends_it(tmp_path: Path, harm: Callab
 STALLING_INTAKE = """
 import threading
 from tombsync.cli.main import main
-from tombsync.daemon import agent
+from tombsync.daemon import agent, crew
 
 class StallingTree(agent.Tree):
     def sight(self, marked):
         threading.Event().wait()
 
 agent.Tree = StallingTree
-agent.STALLED_AFTER_S = 7.0  # more than any turn takes here
+crew.STALLED_AFTER_S = 7.0  # more than any turn takes here
 main()
 """
 
@@ -374,7 +374,7 @@ def test_a_worker_that_stalls_ends_the_process(tmp_path: Path) -> None:
 SLOW_INTAKE = """
 import time
 from tombsync.cli.main import main
-from tombsync.daemon import agent
+from tombsync.daemon import agent, crew
 
 class SlowTree(agent.Tree):
     def sight(self, marked):
@@ -383,8 +383,8 @@ class SlowTree(agent.Tree):
         return super().sight(marked)
 
 agent.Tree = SlowTree
-agent.STALLED_AFTER_S = 7.0
-agent.STOOD_STILL_AFTER_S = 2.5
+crew.STALLED_AFTER_S = 7.0
+crew.STOOD_STILL_AFTER_S = 2.5
 main()
 """
 
@@ -1079,7 +1079,7 @@ def test_sigterm_ends_it_in_the_middle_of_everything(tmp_path: Path, large_root:
             if first_index:
                 peer.freeze()
                 agent.start(ready=False)
-                wait_for(lambda: "interval rescan" in agent.get("/readyz")[1], "the rescan to run")
+                wait_for(lambda: "first scan" in agent.get("/readyz")[1], "the rescan to run")
             else:
                 idle(agent.start())
                 wait_for(lambda: agent.metric("peer_up", peer="node-b"), "the peer to be up")
@@ -1200,9 +1200,9 @@ def test_it_starts_confined(tmp_path: Path) -> None:
 
 IMPATIENT = """
 from tombsync.cli.main import main
-from tombsync.daemon import agent
+from tombsync.daemon import crew
 
-agent.STALLED_AFTER_S = 7.0  # no idle turn is longer than 5 s
+crew.STALLED_AFTER_S = 7.0  # no idle turn is longer than 5 s
 main()
 """
 

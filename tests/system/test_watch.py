@@ -820,14 +820,14 @@ main()
 
 FAILING_HANDLER = """
 from tombsync.cli.main import main
-from tombsync.daemon import agent
+from tombsync.daemon import agent, crew
 
 class FailingMailbox(agent.Mailbox):
     def offer_bulk(self, batch):
         raise RuntimeError("the handler fails")
 
 agent.Mailbox = FailingMailbox
-agent.STALLED_AFTER_S = 7.0  # more than any turn takes here
+crew.STALLED_AFTER_S = 7.0  # more than any turn takes here
 main()
 """
 

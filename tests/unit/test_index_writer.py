@@ -27,12 +27,15 @@ from tests.support.index import (
 )
 from tombsync.errors import StateRefused
 from tombsync.index import (
+    DeliveriesHeld,
     DeliveryOutcomes,
     Facts,
     HourGone,
     HourListed,
     MarkersForgotten,
     Outcome,
+    PeerAdded,
+    PeerForgotten,
     PeerReport,
     PeerVerified,
     PlaceMount,
@@ -739,3 +742,72 @@ def test_an_odd_newest_generation_is_visible(path: str, writer: Writer, reader: 
         again.close()
     assert [row.marked.stem for row in reader.marker_rows(limit=10)] == ["one", "one", "one", "two", "one"]
     writer.sync_peers({})  # so that its counts are the present ones
+
+
+# -- peers that come and go while the agent runs -----------------------------------------------------------------------
+
+
+def test_what_is_hidden_while_a_peer_is_added_is_due_for_it_once(writer: Writer, reader: Reader) -> None:
+    stems = [stem_of(number) for number in range(500)]
+    for start in range(0, 500, 100):
+        hide(writer, HOUR, *stems[start : start + 100])
+    steps: list[Batch] = []
+    added: list[int] = []
+    steps.append(PeerAdded("node-b", "tree://b", steps.append, added.append))
+    while steps:
+        writer.apply([steps.pop()])
+        hide(writer, NEXT_HOUR, f"meanwhile {len(stems)}")
+        stems.append(f"meanwhile {len(stems)}")
+    assert len(stems) > 502  # several steps
+    assert added == [writer.peer_ids()["node-b"]]
+    assert [due.marked.stem for due in reader.due(added[0], limit=2_000)] == stems[::-1]
+    assert writer.sync_peers({"node-b": "tree://b"}) == ([], [])
+
+
+def test_what_is_hidden_while_a_peer_is_forgotten_goes_with_it(
+    writer: Writer, reader: Reader, peers: dict[str, int]
+) -> None:
+    for start in range(0, 500, 100):
+        hide(writer, HOUR, *(stem_of(number) for number in range(start, start + 100)))
+    steps: list[Batch] = []
+    gone: list[bool] = []
+    steps.append(PeerForgotten("node-b", steps.append, lambda: gone.append(True)))
+    number = 0
+    while steps:
+        writer.apply([steps.pop()])
+        hide(writer, NEXT_HOUR, f"meanwhile {number}")
+        number += 1
+    assert gone == [True]
+    assert writer.peer_ids() == {"node-c": peers["node-c"]}
+    assert query(writer.path, "SELECT DISTINCT peer FROM delivery") == [(peers["node-c"],)]
+    assert len(reader.due(peers["node-c"], limit=1_000)) == 500 + number
+
+
+def test_a_step_that_failed_is_made_again(path: str, writer: Writer) -> None:
+    for start in range(0, 500, 100):
+        hide(writer, HOUR, *(stem_of(number) for number in range(start, start + 100)))
+    steps: list[Batch] = []
+    added: list[int] = []
+    steps.append(PeerAdded("node-b", "tree://b", steps.append, added.append))
+    with database(path) as connection:
+        connection.execute(
+            "CREATE TRIGGER cut BEFORE INSERT ON delivery WHEN NEW.marker = 300"
+            " BEGIN SELECT RAISE(ABORT, 'cut short'); END"
+        )
+    with pytest.raises(StateRefused):
+        while steps:
+            writer.apply([steps[0]])
+            steps.pop(0)
+    with database(path) as connection:
+        connection.execute("DROP TRIGGER cut")
+    while steps:
+        writer.apply([steps.pop(0)])
+    assert query(path, "SELECT peer, count(*) FROM delivery") == [(added[0], 500)]
+
+
+def test_what_waits_for_a_person_waits_at_a_new_peer_too(writer: Writer, reader: Reader, peers: dict[str, int]) -> None:
+    (one, _) = hide(writer, HOUR, "a mistake", "meant")
+    writer.apply([DeliveriesHeld([one.marker], lambda: None)])
+    writer.sync_peers({**PEERS, "node-d": "tree://d"})
+    assert states(reader, HOUR, "a mistake")["node-d"] is State.HELD
+    assert states(reader, HOUR, "meant")["node-d"] is State.PENDING

@@ -16,7 +16,7 @@ RANKS = {
     **dict.fromkeys(["errors"], 0),
     **dict.fromkeys(["names"], 1),
     **dict.fromkeys(["plan", "config", "work", "precedence"], 2),
-    **dict.fromkeys(["index", "peers", "tree", "audit", "metrics", "confine"], 3),
+    **dict.fromkeys(["index", "peers", "tree", "audit", "metrics", "confine", "notify"], 3),
     **dict.fromkeys(["watch", "intake", "rescan", "push", "inbox", "guard", "web", "proof", "takedown", "coverage"], 4),
     **dict.fromkeys(["daemon"], 5),
     **dict.fromkeys(["cli"], 6),

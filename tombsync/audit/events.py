@@ -88,6 +88,12 @@ class Event(Enum):
     STARTED = "73c9a2236b4144d9aea7771e0364d1ec", NOTICE, "the agent started"
     READY = "01847977eebd4dd19080c15b90f75c01", NOTICE, "the first rescan is done; listings are complete"
     STOPPING = "15f4ab97d8ce46d697d5f83834b24955", NOTICE, "the agent was asked to stop"
+    RELOADED = "d8b81079b12943a8aa9123ce4522220f", NOTICE, "changed settings were taken up without a restart"
+    RELOAD_REFUSED = (
+        "f4fa8f45a0cf4272a5a950cc3a857ae4",
+        ERROR,
+        "changed settings were not taken up; those of before go on",
+    )
     WORKER_DIED = "38bfd0cf63bf4fab899a67e14c718d35", CRITICAL, "a part of the agent failed; the process ends"
     CONFINEMENT = "850fc67a66ac47b7b35522dfda7f2f34", NOTICE, "which rights the agent gave up at its start"
     RECORDS_LOST = "1557cf5d8dce4c6a8dfb77fe61cc2ead", ERROR, "the journal could not take all audit records"

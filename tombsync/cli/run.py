@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from tombsync.cli.common import Place, place_options
+from tombsync.config import Settings
 
 
 @click.command()
@@ -16,8 +17,8 @@ def run(place: Place, listen: str | None, node: str | None, require_confinement:
     """Run the agent of this node in the foreground, until SIGTERM.
 
     It watches the segment tree, hides what is marked, delivers tombstones to the peers of the settings file and serves
-    /metrics, /healthz and /readyz. SIGUSR1 asks for a rescan, SIGUSR2 for a full one. Exit code 75 asks the service
-    manager for a restart: the segment tree had gone and came back.
+    /metrics, /healthz and /readyz. SIGHUP has the settings read again, SIGUSR1 asks for a rescan, SIGUSR2 for a full
+    one. Exit code 75 asks the service manager for a restart: the segment tree had gone and came back.
 
     \b
     Example: without any settings file, for a first look
@@ -25,4 +26,7 @@ def run(place: Place, listen: str | None, node: str | None, require_confinement:
     """
     from tombsync.daemon import Agent
 
-    Agent(place.settings(listen=listen, node=node), require_confinement=require_confinement).run()
+    def load() -> Settings:
+        return place.settings(listen=listen, node=node)
+
+    Agent(load(), load=load, require_confinement=require_confinement).run()

@@ -14,6 +14,8 @@ from tombsync.peers import Target
 from tombsync.tree import Tree
 from tombsync.work import Mailbox
 
+_FILESYSTEM_FULL_INTERVAL_S = 3600  # where writes from elsewhere raise no events
+
 
 def open_index(path: str, audit: Audit) -> Writer:
     """The index's writer; a damaged or foreign file is set aside first. Raises IndexTooNew, StateRefused."""
@@ -67,24 +69,42 @@ def make_inbox(
     believed: Callable[[], bool],
 ) -> Inbox | None:
     """The worker of the inboxes; None where nobody delivers into one."""
-    inbox = settings.inbox
     if not settings.senders:
         return None
-    boxes = [
-        Box(sender.name, sender.account, inbox.directory(sender.account), inbox.quota_per_hour)
-        for sender in settings.senders
-    ]
     return Inbox(
         tree=tree,
         identity=identity,
-        boxes=boxes,
-        view=inbox.view,
+        boxes=boxes(settings),
+        view=settings.inbox.view,
         index_path=index_path,
         mailbox=mailbox,
         audit=audit,
         metrics=metrics,
         believed=believed,
     )
+
+
+def boxes(settings: config.Settings) -> list[Box]:
+    """The inbox of each sender."""
+    inbox = settings.inbox
+    return [
+        Box(sender.name, sender.account, inbox.directory(sender.account), inbox.quota_per_hour)
+        for sender in settings.senders
+    ]
+
+
+def full_interval_s(settings: config.Settings, tree: Tree, audit: Audit) -> float:
+    """How often every directory is listed: more often where writes from elsewhere raise no events."""
+    silent = tree.silent_filesystem() if os.path.isdir(tree.root) else ""
+    if not silent:
+        return settings.rescan.full_interval_s
+    interval_s = min(settings.rescan.full_interval_s, _FILESYSTEM_FULL_INTERVAL_S)
+    audit.record(
+        Event.NETWORK_FILESYSTEM,
+        f"{tree.root} is on {silent}: what other machines write there raises no events here;"
+        f" a full rescan every {interval_s:.0f} s finds it",
+    )
+    return interval_s
 
 
 def target_text(peer: config.PeerSettings) -> str:

@@ -16,10 +16,10 @@ from enum import StrEnum
 from typing import Any, TypeVar
 
 from tombsync.audit import Audit, Event
+from tombsync.daemon.pushers import Pushers
 from tombsync.errors import BadName, StateRefused
 from tombsync.index import DeliveriesHeld, HoldsEnded, MarksTakenBack
 from tombsync.names import Hour, Marked, strict_path
-from tombsync.push import Pusher
 from tombsync.work import TRANSACTION_ROWS, Batch, Mailbox
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ class Requests:
         state_dir: str,
         mailbox: Mailbox,
         audit: Audit,
-        pushers: Sequence[Pusher],
+        pushers: Pushers,
         is_gone: Callable[[Marked], bool],
     ) -> None:
         """`is_gone`: whether the tree stands and has no such tombstone; asked in the intake's thread."""
@@ -160,13 +160,13 @@ class Requests:
         self._resumed(path)
 
     def _resumed(self, path: str) -> None:
-        for pusher in self._pushers:
-            pusher.look_again()
+        self._pushers.look_again()
         _remove(path)
 
     def _withdraw(self, path: str, markers: frozenset[int]) -> None:
-        done = _After(len(self._pushers), lambda: _remove(path))
-        for pusher in self._pushers:
+        pushers = self._pushers.all
+        done = _After(len(pushers), lambda: _remove(path))
+        for pusher in pushers:
             pusher.withdraw(markers, done.one)
 
 

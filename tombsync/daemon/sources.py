@@ -7,11 +7,11 @@ import time
 from collections.abc import Iterable, Iterator
 
 from tombsync.audit import Audit
+from tombsync.daemon.pushers import Pushers
 from tombsync.guard import RootGuard
 from tombsync.inbox import Inbox
 from tombsync.index import Reader, Writer
 from tombsync.plan import State
-from tombsync.push import Pusher
 from tombsync.rescan import Rescan
 from tombsync.watch import Watch
 from tombsync.work import Beats
@@ -24,7 +24,7 @@ class Sources:
         self,
         writer: Writer,
         path: str,
-        pushers: Iterable[Pusher],
+        pushers: Pushers,
         inbox: Inbox | None,
         watch: Watch,
         rescan: Rescan,
@@ -33,16 +33,18 @@ class Sources:
         audit: Audit,
     ) -> None:
         self._writer = writer
-        self._pushers = list(pushers)
+        self._pushers = pushers
         self._inbox = inbox
         self._watch = watch
         self._rescan = rescan
         self._guard = guard
         self._beats = beats
         self._audit = audit
-        self._peers = {key: name for name, key in writer.peer_ids().items()}
         self._lock = threading.Lock()
         self._reader = Reader(path)
+
+    def _peers(self) -> dict[int, str]:
+        return {pusher.peer: pusher.peer_name for pusher in self._pushers.all}
 
     def tombstones(self) -> int:
         return self._writer.tally.markers
@@ -54,22 +56,23 @@ class Sources:
             yield channel, quality, tally.files[place] - hidden, hidden
 
     def deliveries(self) -> Iterator[tuple[str, State, int]]:
+        peers = self._peers()
         for (peer, state), count in list(self._writer.tally.deliveries.items()):
-            if peer in self._peers:
-                yield self._peers[peer], state, count
+            if peer in peers:
+                yield peers[peer], state, count
 
     def oldest_unconfirmed_s(self) -> Iterator[tuple[str, float]]:
         now_ns = time.time_ns()
-        for key, name in self._peers.items():
+        for key, name in self._peers().items():
             with self._lock:
                 oldest_ns = self._reader.oldest_unconfirmed_ns(key)
             yield name, 0.0 if oldest_ns is None else max(0.0, (now_ns - oldest_ns) / 1e9)
 
     def peers_up(self) -> Iterator[tuple[str, bool]]:
-        return ((pusher.peer_name, pusher.up) for pusher in self._pushers)
+        return ((pusher.peer_name, pusher.up) for pusher in self._pushers.all)
 
     def canary_ages_s(self) -> Iterator[tuple[str, float]]:
-        return ((pusher.peer_name, pusher.canary_age_s) for pusher in self._pushers)
+        return ((pusher.peer_name, pusher.canary_age_s) for pusher in self._pushers.all)
 
     def inbox_waiting(self) -> Iterable[tuple[str, int]]:
         return self._inbox.waiting() if self._inbox is not None else ()
@@ -92,13 +95,3 @@ class Sources:
     def close(self) -> None:
         with self._lock:
             self._reader.close()
-
-
-def describe(guard: RootGuard, rescan: Rescan) -> str:
-    """One line that says what the agent is doing."""
-    if not guard.believed():
-        return "paused: the segment tree is not there, or is another one"
-    progress = rescan.progress
-    if progress is not None and progress.total:
-        return f"{progress.kind.value} rescan {100 * progress.done // progress.total} %"
-    return "ready" if rescan.first_done.is_set() else "starting"

@@ -40,14 +40,19 @@ class Quota:
     """How many files one sender may deliver: `per_hour` at once, and then as many as an hour brings, evenly."""
 
     def __init__(self, per_hour: int) -> None:
-        self._per_hour = per_hour
+        self.per_hour = per_hour
         self._left = float(per_hour)
         self._at: float | None = None  # monotonic: until when `_left` counts
+
+    def change(self, per_hour: int) -> None:
+        """Grant more or less from now on."""
+        self._left = min(float(per_hour), self._left + max(0, per_hour - self.per_hour))
+        self.per_hour = per_hour
 
     def take(self, wanted: int, now: float) -> int:
         """How many of `wanted` files may be looked at now."""
         if self._at is not None:
-            self._left = min(self._per_hour, self._left + (now - self._at) * self._per_hour / 3600.0)
+            self._left = min(self.per_hour, self._left + (now - self._at) * self.per_hour / 3600.0)
         self._at = now
         granted = min(wanted, int(self._left))
         self._left -= granted
@@ -56,4 +61,4 @@ class Quota:
     @property
     def until_next_s(self) -> float:
         """Seconds until one more is granted; 0 where one is now."""
-        return max(0.0, (1.0 - self._left) * 3600.0 / self._per_hour)
+        return max(0.0, (1.0 - self._left) * 3600.0 / self.per_hour)

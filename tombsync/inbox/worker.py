@@ -11,6 +11,7 @@ import select
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from inotify_simple import INotify, flags
@@ -66,7 +67,8 @@ class Inbox:
         metrics: Metrics,
         believed: Callable[[], bool],
     ) -> None:
-        self.boxes = tuple(boxes)
+        self.boxes = tuple(boxes)  # exchanged whole
+        self._wanted: tuple[Box, ...] | None = None  # set by any thread: what they are to be
         self._turns = deque(boxes)
         self._tree = tree
         self._identity = identity
@@ -92,6 +94,11 @@ class Inbox:
     def wake(self) -> None:
         """End the wait of a turn; from any thread."""
         os.eventfd_write(self._wake_fd, 1)
+
+    def change(self, boxes: Sequence[Box]) -> None:
+        """Look after these from now on; one that is looked after already goes on with its quota. From any thread."""
+        self._wanted = tuple(boxes)
+        self.wake()
 
     def close(self) -> None:
         """Give up what is held, after the thread has ended."""
@@ -120,6 +127,8 @@ class Inbox:
                 batch, self._batch = self._batch, None
                 self._finish(root_fd, batch, now)
             return
+        if self._wanted is not None:
+            self._exchange()
         if self._view_at <= now:
             self._look_at_view(root_fd, now)
         if self._awaited_at <= now:
@@ -136,6 +145,24 @@ class Inbox:
                 return
         next_at = min((box.next_at() for box in self.boxes), default=_NEVER)
         self._wait(max(0.0, min(IDLE_WAIT_S, next_at - now)))
+
+    def _exchange(self) -> None:
+        wanted, self._wanted = self._wanted or (), None
+        known = {(box.sender, box.account, box.path): box for box in self.boxes}
+        boxes = []
+        for box in wanted:
+            kept = known.pop((box.sender, box.account, box.path), box)
+            if kept is not box:
+                kept.quota.change(box.quota.per_hour)
+            boxes.append(kept)
+        for box in known.values():
+            self._watched_as.pop(box.path, None)
+            for watch in [watch for watch, watched in self._watched.items() if watched is box]:
+                del self._watched[watch]
+                with suppress(OSError):  # its directory went, and the watch with it
+                    self._inotify.rm_watch(watch)
+        self.boxes = tuple(boxes)
+        self._turns = deque(boxes)
 
     def _wait(self, timeout_s: float) -> None:
         poller = select.poll()

@@ -23,6 +23,7 @@ from tombsync.index.batches import (
 from tombsync.index.checkpoint import Checkpointer
 from tombsync.index.files import SIDE_FILES, AgentLock, agent_pid, damage_noted, index_path, note_damage, set_aside
 from tombsync.index.hiding import Hidden
+from tombsync.index.peer_rows import PeerAdded, PeerForgotten
 from tombsync.index.proofs import Unconfirmed
 from tombsync.index.reader import DeliveryRow, Due, HourRow, MarkerRow, PeerRow, Reader
 from tombsync.index.writer import Writer
@@ -46,6 +47,8 @@ __all__ = [
     "MarkersPlaced",
     "MarksTakenBack",
     "Outcome",
+    "PeerAdded",
+    "PeerForgotten",
     "PeerReport",
     "PeerRow",
     "PeerVerified",

@@ -1,4 +1,4 @@
-"""The part of the index's writer that keeps peers and their deliveries."""
+"""The part of the index's writer that keeps deliveries."""
 
 from __future__ import annotations
 
@@ -8,13 +8,9 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
-from tombsync.index import files
 from tombsync.index.batches import Outcome
 from tombsync.index.schema import IS_OPEN
 from tombsync.plan import THERE_STATES, State
-from tombsync.work import TRANSACTION_ROWS
-
-_UNFINISHED = ""  # target of a peer whose deliveries are being made or dropped: after a crash both begin again
 
 
 class Tally:
@@ -30,7 +26,7 @@ class Tally:
 
 
 class Deliveries:
-    """What Writer can do with peers and deliveries; the connection and the transactions are Writer's."""
+    """What Writer can do with deliveries; the connection and the transactions are Writer's."""
 
     path: str
     tally: Tally
@@ -139,58 +135,3 @@ class Deliveries:
         ).rowcount
         self.tally.deliveries[peer, before] -= moved
         self.tally.deliveries[peer, after] += moved
-
-    def sync_peers(self, wanted: dict[str, str]) -> tuple[list[str], list[str]]:
-        """Make the peers those of the settings (name -> target); a peer with another target is another peer.
-
-        Each new one gets every marker that can be pushed. Returns the names added and forgotten. Called at start, in
-        transactions of bounded size.
-        """
-        with files.translated(self.path):
-            known = {
-                name: (i, target) for i, name, target in self.execute("SELECT id, name, target FROM peer").fetchall()
-            }
-        outdated = [name for name, (_, target) in known.items() if wanted.get(name) != target]
-        for name in outdated:
-            self._forget_peer(known[name][0])
-        added = [name for name in wanted if name not in known or name in outdated]
-        for name in added:
-            self._add_peer(name, wanted[name])
-        with self.transaction():
-            self.execute("UPDATE peer SET up = 0")  # what the last process saw
-        with files.translated(self.path):
-            self.load()
-        return added, [name for name in outdated if known[name][1] != _UNFINISHED]
-
-    def _forget_peer(self, peer: int) -> None:
-        with self.transaction():
-            self.execute("UPDATE peer SET target = ? WHERE id = ?", (_UNFINISHED, peer))
-        while True:
-            with self.transaction():
-                gone = self.execute(
-                    "DELETE FROM delivery WHERE (peer, marker) IN"
-                    " (SELECT peer, marker FROM delivery WHERE peer = ? LIMIT ?)",
-                    (peer, TRANSACTION_ROWS),
-                ).rowcount
-                if not gone:
-                    self.execute("DELETE FROM peer WHERE id = ?", (peer,))
-                    return
-
-    def _add_peer(self, name: str, target: str) -> None:
-        with self.transaction():
-            peer = self.execute("INSERT INTO peer (name, target) VALUES (?, ?)", (name, _UNFINISHED)).lastrowid
-            (last,) = self.execute("SELECT coalesce(max(id), 0) FROM marker").fetchone()
-        for start in range(0, last, TRANSACTION_ROWS):
-            with self.transaction():
-                self.execute(
-                    "INSERT OR IGNORE INTO delivery (peer, marker, state)"
-                    " SELECT ?, id, ? FROM marker WHERE pushable AND id > ? AND id <= ?",
-                    (peer, int(State.PENDING), start, start + TRANSACTION_ROWS),
-                )
-        with self.transaction():
-            self.execute("UPDATE peer SET target = ? WHERE id = ?", (target, peer))
-
-    def peer_ids(self) -> dict[str, int]:
-        """The key of each peer by name."""
-        with files.translated(self.path):
-            return dict(self.execute("SELECT name, id FROM peer").fetchall())

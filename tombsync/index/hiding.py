@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from tombsync.errors import StateRefused
 from tombsync.index import files
-from tombsync.index.deliveries import Deliveries
+from tombsync.index.peer_rows import PeerRows
 from tombsync.index.reader import Due
 from tombsync.index.schema import HOUR_BITS, to_key
 from tombsync.names import Hour, Marked
@@ -46,7 +46,7 @@ class Hidden(NamedTuple):
         )
 
 
-class Hiding(Deliveries):
+class Hiding(PeerRows):
     """What Writer can do with tombstones that were seen."""
 
     _marked_hours: set[int]

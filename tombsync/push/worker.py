@@ -49,10 +49,12 @@ class Pusher:
         verify_interval_s: float,
         on_holds_ended: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_holds_ended`: called in the intake's thread, after held deliveries of all peers became due."""
+        """`peer`: its key in the index; `on_holds_ended`: called in the intake's thread, after held deliveries of all
+        peers became due.
+        """
         self.peer_name = connector.target.name
         self.name = f"push-{self.peer_name}"
-        self._peer = peer
+        self.peer = peer
         self._connector = connector
         self._index_path = index_path
         self._mailbox = mailbox
@@ -124,8 +126,10 @@ class Pusher:
         self.wake()
 
     def close(self) -> None:
-        """Give up what is held, after the thread and the intake's have ended."""
+        """Give up what is held, after the thread has ended, and the intake's has or knows of this no more."""
         self.tell_committed()
+        while self._withdrawals:  # nothing is on its way any more
+            self._withdrawals.popleft()[1]()
         if self._session is not None:
             self._session.close()
         if self._reader is not None:
@@ -222,7 +226,7 @@ class Pusher:
         self._last_reason = ""
         self._heard_at = self._up_since = now + time.monotonic() - begun
         self._queue.connected()
-        self._mailbox.put_urgent(PeerReport(self._peer, up=True, at_ns=time.time_ns()))
+        self._mailbox.put_urgent(PeerReport(self.peer, up=True, at_ns=time.time_ns()))
         text = f"{self.peer_name} is {'connected' if self._down_since is None else 'back'}"
         self._audit.record(Event.PEER_UP, text, peer=self.peer_name)
 
@@ -244,7 +248,7 @@ class Pusher:
         self._attempt_at = now + plan.backoff_s(self._failures, now - self._down_since, random=random.random())
         self._metrics.push_failures.labels(self.peer_name, exc.reason).inc()
         error = f"{exc.what}: {exc.detail}".removesuffix(": ")
-        self._mailbox.put_urgent(PeerReport(self._peer, up=False, at_ns=time.time_ns(), error=error))
+        self._mailbox.put_urgent(PeerReport(self.peer, up=False, at_ns=time.time_ns(), error=error))
         if exc.reason == self._last_reason:
             return
         self._last_reason = exc.reason
@@ -284,7 +288,7 @@ class Pusher:
         if rows := queue.held(session.room, now):
             session.submit(queue.questions(rows))
         if ended:
-            self._mailbox.put_urgent(PeerVerified(self._peer, time.time_ns()))
+            self._mailbox.put_urgent(PeerVerified(self.peer, time.time_ns()))
 
     # -- answers ------------------------------------------------------------------------------------------------------
 
@@ -301,7 +305,7 @@ class Pusher:
                 Outcome(answer.marker, answer.state, asked_at_ns, answer.detail, answer.data)
                 for answer in answers[start : start + TRANSACTION_ROWS]
             ]
-            self._mailbox.put_urgent(DeliveryOutcomes(self._peer, outcomes, partial(self._committed, rows, outcomes)))
+            self._mailbox.put_urgent(DeliveryOutcomes(self.peer, outcomes, partial(self._committed, rows, outcomes)))
         for row in again:
             text = f"{self.peer_name} had lost {printable(row.marked.path)}; pushed again"
             self._audit.record(Event.RESTORED, text, marked=row.marked, peer=self.peer_name)

@@ -17,8 +17,6 @@ import time
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 
 from tombsync.audit import Audit, Event
 from tombsync.errors import RootMissing, RootNotBelieved
@@ -26,6 +24,7 @@ from tombsync.index import Facts, HourRow, Reader
 from tombsync.metrics import Metrics
 from tombsync.names import Hour
 from tombsync.rescan.hours import HourVisitor, PassState
+from tombsync.rescan.kinds import Progress, RescanKind
 from tombsync.rescan.places import PlaceName, Places
 from tombsync.tree import Tree
 from tombsync.work import IDLE_WAIT_S, WAIT_S, Flush, Mailbox
@@ -40,27 +39,9 @@ _PROGRESS_INTERVAL_S = 1.0
 _NEVER = float("inf")
 
 
-class RescanKind(StrEnum):
-    """Which hours a rescan lists."""
-
-    INTERVAL = "interval"
-    FULL = "full"
-    SETTLE = "settle"
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far the running rescan is, in hours."""
-
-    kind: RescanKind
-    done: int
-    total: int
-    started_ns: int
-
-
 class Rescan:
-    """A worker. All fields belong to its thread, except `_due` and `_requested`, which `_lock` guards, and the public
-    ones, which it writes and everybody reads.
+    """A worker. All fields belong to its thread, except `_due`, `_requested` and `_intervals_s`, which `_lock` guards,
+    and the public ones, which it writes and everybody reads.
     """
 
     name = "rescan"
@@ -109,6 +90,7 @@ class Rescan:
         self._lock = threading.Lock()
         self._due: dict[Hour, float] = {}
         self._requested: set[RescanKind] = set()
+        self._intervals_s: tuple[float, float] | None = None
         self._reader: Reader  # all three are made by the worker's own thread, at its first turn
         self._places: Places
         self._visitor: HourVisitor | None = None
@@ -124,6 +106,12 @@ class Rescan:
         """Rescan soon."""
         with self._lock:
             self._requested.add(kind)
+        self._woken.set()
+
+    def change_intervals(self, interval_s: float, full_interval_s: float) -> None:
+        """Rescan so often from now on; what is due by that already begins at once."""
+        with self._lock:
+            self._intervals_s = (interval_s, full_interval_s)
         self._woken.set()
 
     def request_hour(self, hour: Hour) -> None:
@@ -210,6 +198,15 @@ class Rescan:
     def _next_kind(self, now: float) -> RescanKind | None:
         with self._lock:
             requested, self._requested = self._requested, set()
+            intervals_s, self._intervals_s = self._intervals_s, None
+        if intervals_s is not None:
+            # From when the last one ended, which the old interval tells.
+            if self._interval_at > now:
+                self._interval_at += intervals_s[0] - self._interval_s
+            if self._full_at > now:
+                self._full_at += intervals_s[1] - self._full_interval_s
+            self._interval_s, self._full_interval_s = intervals_s
+            self._metrics.tell_intervals(*intervals_s)
         if RescanKind.INTERVAL in requested:
             self._interval_at = now
         if RescanKind.FULL in requested:

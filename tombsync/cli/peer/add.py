@@ -142,7 +142,11 @@ class Plan:
             notes.append(
                 f"pin the host key of {peer.host}: run this again with --host-key and what `peer show` prints there"
             )
-        return [*notes, "restart the agent, so that it takes up the settings"]
+        if self._wanted.key and not self._settings.senders:
+            how = "restart the agent (systemctl restart tombsync): the first node that delivers here takes a new start"
+        else:
+            how = "reload the agent (systemctl reload tombsync), so that it takes up the settings"
+        return [*notes, how]
 
     def _sender_entry(self) -> Iterator[str]:
         wanted = self._wanted

@@ -62,4 +62,4 @@ def _entries(path: str, name: str) -> Iterator[Step]:
 
 
 def _notes() -> list[str]:
-    return ["restart the agent, so that it takes up the settings"]
+    return ["reload the agent (systemctl reload tombsync), so that it takes up the settings"]
