@@ -21,6 +21,7 @@ import tombsync
 from tests.support.agent import segment_stem
 from tests.support.machines import Machine, Machines, copied, run
 from tests.support.waiting import wait_for
+from tombsync.audit import Event
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -28,6 +29,8 @@ SOURCE = Path(tombsync.__file__).parents[1]
 HOUR = "desertbus/source/2019-11-13T02"
 SETTINGS = "/etc/tombsync/tombsync.toml"
 UNIT = "/usr/local/lib/systemd/system/tombsync.service"
+CATALOG = "/usr/lib/systemd/catalog/tombsync.catalog"
+MANUAL = "/usr/local/share/man/man1/tombsync.1"
 MOST_EXPOSURE = 1.5
 DELIVERED_S = 60.0
 numbers = count(1)  # of stems, so that no two tests mark the same
@@ -359,6 +362,14 @@ def test_a_dry_run_changes_nothing(nodes: list[Machine]) -> None:
     assert is_active(node)
 
 
+def test_the_catalog_and_the_manual_are_installed(nodes: list[Machine]) -> None:
+    node = nodes[1]
+    assert "tombsync" in node.says("journalctl", "--list-catalog", Event.HIDDEN.message_id)
+    assert "tombsync" in node.says("cat", MANUAL)
+    for shell in ("bash-completion/completions/tombsync", "zsh/site-functions/_tombsync"):
+        node.run("test", "-s", f"/usr/local/share/{shell}")
+
+
 def test_an_uninstall_leaves_the_tree_as_it_is(nodes: list[Machine]) -> None:
     """The last of all tests: it takes a node away."""
     node = nodes[2]
@@ -367,7 +378,9 @@ def test_an_uninstall_leaves_the_tree_as_it_is(nodes: list[Machine]) -> None:
     before = node.shell(look)
     node.run("/mnt/old/systemd/install", "--uninstall")
     assert node.shell(look) == before
-    gone = ("/opt/tombsync", UNIT, "/usr/local/bin/tombsync", "/usr/local/lib/sysctl.d/60-tombsync.conf")
+    gone = (
+        "/opt/tombsync", UNIT, "/usr/local/bin/tombsync", "/usr/local/lib/sysctl.d/60-tombsync.conf", CATALOG, MANUAL,
+    )  # fmt: skip
     assert [path for path in gone if node.run("test", "-e", path, check=False).returncode == 0] == []
     assert node.run("systemctl", "status", "tombsync", check=False).returncode == 4  # no such unit
     node.run("test", "-e", "/var/lib/tombsync/index.sqlite")
