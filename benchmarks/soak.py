@@ -19,6 +19,7 @@ from tombsync.names import Hour
 
 _WARM_SHARE = 0.2  # of the time: caches fill, threads and buffers reach their size
 _KEPT_HOURS = 6
+_PEER_ROUNDS = 300  # of some 0.8 s: the peer is up for longer than a minute, so that each outage is one of its own
 _SEGMENTS_A_ROUND = 400
 
 
@@ -43,9 +44,9 @@ def churn(agent: AgentProcess, server: Sshd, turn: int) -> int:
         old.rmdir()
     if turn % 10 == 5:
         agent.signal(signal.SIGUSR2 if turn % 20 == 5 else signal.SIGUSR1)
-    if turn % 30 == 10:
+    if turn % _PEER_ROUNDS == _PEER_ROUNDS // 3:
         server.stop()
-    if turn % 30 == 20:
+    if turn % _PEER_ROUNDS == 2 * _PEER_ROUNDS // 3:
         server.start()
     for path in ("/metrics", "/healthz", "/readyz"):
         assert agent.get(path)[0] == 200, path
