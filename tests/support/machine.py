@@ -114,9 +114,12 @@ class Machine:
 
     def start(self, *words: str | Path) -> subprocess.Popen[str]:
         """Start a command of tombsync in it; its stdout and stderr can be read."""
+        return self.start_program(sys.executable, "-m", "tombsync", *words)
+
+    def start_program(self, *words: str | Path) -> subprocess.Popen[str]:
+        """Start a program in it; its stdout and stderr can be read."""
         return subprocess.Popen(
-            [self._nsenter, "--target", str(self.pid), "--mount", "--pid", sys.executable, "-m", "tombsync",
-             *(str(word) for word in words)],
+            [self._nsenter, "--target", str(self.pid), "--mount", "--pid", *(str(word) for word in words)],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env=self._environment(),
         )  # fmt: skip

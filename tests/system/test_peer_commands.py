@@ -180,11 +180,11 @@ def test_a_root_that_is_a_link_is_resolved(machine: Machine, key: Path) -> None:
 def test_the_settings_keep_everything_else(machine: Machine, key: Path) -> None:
     machine.write_settings(SETTINGS)
     before = machine.path(CONFIG).read_text()
-    machine.run("chown", "12345:54321", CONFIG)
+    machine.run("chown", "0:54321", CONFIG)
     machine.run("chmod", "640", CONFIG)
     add(machine, key, "--host", "b.example", "--port", "2222", "--user", "us")
     status = machine.path(CONFIG).stat()
-    assert (status.st_uid, status.st_gid, status.st_mode & 0o7777) == (12345, 54321, 0o640)
+    assert (status.st_uid, status.st_gid, status.st_mode & 0o7777) == (0, 54321, 0o640)
     assert machine.path(CONFIG).read_text().startswith(before + "\n")
     settings = load(str(machine.path(CONFIG)))
     assert [(sender.name, sender.account) for sender in settings.senders] == [("node-b", ACCOUNT)]
@@ -195,7 +195,7 @@ def test_the_settings_keep_everything_else(machine: Machine, key: Path) -> None:
     machine.tombsync("peer", "remove", "node-b")
     assert machine.path(CONFIG).read_text() == before + "\n"
     status = machine.path(CONFIG).stat()
-    assert (status.st_uid, status.st_gid, status.st_mode & 0o7777) == (12345, 54321, 0o640)
+    assert (status.st_uid, status.st_gid, status.st_mode & 0o7777) == (0, 54321, 0o640)
 
 
 def test_without_a_settings_file_one_is_made(machine: Machine) -> None:

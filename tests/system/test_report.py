@@ -84,6 +84,7 @@ def test_one_changed_byte_is_found(agent: AgentProcess, signer: tuple[Path, Path
 
     assert "is as auditor@example signed it" in verify(0)
     assert "auditor@example" in verify(0, "--identity", "auditor@example")
+    assert json.loads(verify(0, "--json"))["signed_by"] == "auditor@example"
     assert "the signature does not hold" in verify(1, "--identity", "somebody@example")
     whole = path.read_bytes()
     for at in (0, len(whole) // 2, len(whole) - 1):
@@ -93,6 +94,17 @@ def test_one_changed_byte_is_found(agent: AgentProcess, signer: tuple[Path, Path
     allowed.write_text("")
     assert "the signature does not hold" in verify(1)
     assert "cannot be read" in verify(1, "--signature", "/nonexistent")
+
+
+def test_a_name_with_a_line_break_makes_no_line(agent: AgentProcess, tmp_path: Path) -> None:
+    odd = "a\n  node-b: confirmed"
+    (agent.root / HOUR / f"{odd}.tombstone").touch()
+    wait_for(lambda: agent.run("report", odd, expect=None).returncode == 0, "the odd name to be hidden")
+    agent.run("report", odd, "--output", str(tmp_path / "report"))
+    printed = agent.run("report", odd).stdout
+    for text in (printed, (tmp_path / "report").read_text()):
+        assert f"{HOUR}/a\\n  node-b: confirmed" in text.splitlines()
+        assert "  node-b: confirmed" not in text.splitlines()
 
 
 def test_what_is_there_is_not_replaced(agent: AgentProcess, signer: tuple[Path, Path], tmp_path: Path) -> None:

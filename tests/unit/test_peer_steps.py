@@ -16,8 +16,9 @@ from tombsync import errors
 from tombsync.cli.peer import entries, jail, mounts, sshd
 from tombsync.cli.peer.files import replace_file
 from tombsync.cli.peer.mounts import Mount, unit_name
+from tombsync.cli.peer.remove import way_in
 from tombsync.cli.peer.steps import Step, carry_out, run_program
-from tombsync.config import InboxSettings, load
+from tombsync.config import InboxSettings, Settings, load
 
 REPOSITORY = Path(tombsync.__file__).parents[1]
 
@@ -196,6 +197,48 @@ def test_steps_are_asked_in_their_order_and_stop_at_the_first_that_fails(capsys:
     calls.clear()
     assert carry_out("x", steps, list, dry_run=True, as_json=False) == 0
     assert calls == ["ask one", "ask two", "ask three", "ask four"]
+
+
+def test_the_inbox_is_looked_into_when_nothing_can_come_any_more(tmp_path: Path) -> None:
+    settings = Settings(inbox=InboxSettings(jail=str(tmp_path)))
+    inbox = tmp_path / "inbox/tombsync-nobody"
+    inbox.mkdir(parents=True)
+    steps = list(way_in(settings, "tombsync-nobody", "node-b", force=False))
+    words = [step.description.split(" ")[0] for step in steps]
+    assert words[:4] == ["remove", "end", "see", "unmount"]
+    assert steps[2].done()
+    (inbox / "1,came-late").touch()
+    assert not steps[2].done()
+    with pytest.raises(errors.FilesWaiting, match="1 tombstones from node-b"):
+        steps[2].apply()
+    assert "see" not in [
+        step.description.split(" ")[0] for step in way_in(settings, "tombsync-nobody", "node-b", force=True)
+    ]
+
+
+def test_a_file_where_somebody_else_can_write_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "there").write_text("old")
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "link").symlink_to("deep/../deep/none")
+    replace_file(str(tmp_path / "link"), "new")
+    assert (tmp_path / "deep/none").read_text() == "new"
+    (tmp_path / "loop").symlink_to("loop")
+    for path in ("loop", "there/below"):
+        with pytest.raises((errors.NotRootsAlone, errors.FileRefused)):
+            replace_file(str(tmp_path / path), "new")
+    (tmp_path / "deep").chmod(0o777)
+    for path in ("link", "deep/none", "deep/made"):
+        with pytest.raises(errors.NotRootsAlone, match=f"{tmp_path}/deep: .* its mode is 0777"):
+            replace_file(str(tmp_path / path), "newer")
+    (tmp_path / "deep").chmod(0o1777)  # as /tmp: what is ours stays ours
+    replace_file(str(tmp_path / "deep/none"), "newer")
+    with pytest.raises(errors.NotRootsAlone, match="anybody may put something in its place"):
+        replace_file(str(tmp_path / "deep/made"), "newer")
+
+
+def test_a_program_that_takes_too_long() -> None:
+    with pytest.raises(errors.ProgramFailed, match="sleep: did not end within 0 s"):
+        run_program("sleep", "60", timeout_s=0.01)
 
 
 def test_a_program_that_is_missing_or_fails() -> None:

@@ -13,7 +13,8 @@ import pytest
 from tests.support.agent import make_hour, segment_stem, touch
 from tests.support.careless import CARELESS, OpenBelow
 from tests.support.swapper import Swapper
-from tombsync.errors import NotPurgeable
+from tests.support.trees import need_root
+from tombsync.errors import NotDeleted, NotPurgeable
 from tombsync.names import Marked
 from tombsync.tree import DataFile, Standing, Tree, delete_data, list_data, purged_of, remember_purge, standing
 
@@ -55,6 +56,29 @@ class Ground:
 @pytest.fixture
 def ground(tmp_path: Path) -> Ground:
     return Ground(tmp_path)
+
+
+def test_what_root_remembers_belongs_to_whom_the_tree_is_marked_by(ground: Ground) -> None:
+    need_root()
+    own = ground.root / ".tombsync"
+    os.chown(own, 12345, 54321)
+    assert ground.delete(ground.listed())[0] == ""
+    made = [own / "purged", *(own / "purged").rglob("*")]
+    assert len(made) == 4  # channel, quality, and the file of the hour
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in made} == {(12345, 54321)}
+
+
+def test_a_file_with_another_name_elsewhere_is_not_written_to(ground: Ground) -> None:
+    elsewhere = ground.root.parent / "elsewhere"
+    elsewhere.write_text("mine")
+    elsewhere.chmod(0o600)
+    place = ground.root / ".tombsync/purged" / Path(ground.marked.hour.path).parent
+    place.mkdir(parents=True)
+    os.link(elsewhere, place / ground.marked.hour.text)
+    with pytest.raises(NotDeleted, match="cannot be kept"):
+        ground.delete(ground.listed())
+    assert (elsewhere.read_text(), elsewhere.stat().st_mode & 0o777) == ("mine", 0o600)
+    assert ground.listed()
 
 
 def test_what_was_listed_goes_and_is_remembered(ground: Ground) -> None:

@@ -15,7 +15,7 @@ import click
 
 from tombsync import errors
 from tombsync.cli import complete
-from tombsync.cli.common import Place, iso, json_option, open_reader, place_options, say, tell_error
+from tombsync.cli.common import Place, iso, json_option, open_reader, place_options, say, say_json, tell_error
 from tombsync.cli.files import write_new
 from tombsync.cli.mark import claimed_actor
 from tombsync.cli.segments import find_markers, hear, segment_facts, segment_lines, standing_here, stands_of
@@ -85,12 +85,14 @@ def make(stems: tuple[str, ...], place: Place, live: bool, output: str | None, s
     finally:
         reader.close()
     # In one canonical form, so that who signs and who checks speak of the same bytes.
-    text = json.dumps(document, sort_keys=True, separators=(",", ":")) if as_json or sign else "\n".join(lines)
+    if as_json or sign:
+        lines = [json.dumps(document, sort_keys=True, separators=(",", ":"))]
     if output is None:
-        for line in text.split("\n"):
+        for line in lines:
             say(line)
     else:
-        content = text.encode("utf-8", "backslashreplace") + b"\n"
+        # Escaped as on a terminal: a name with a line break in it must not make a line of its own.
+        content = "".join(f"{printable(line)}\n" for line in lines).encode()
         files = {output: content}
         if sign:
             files = {f"{output}.sig": _signature(content, sign), **files}
@@ -111,7 +113,8 @@ def make(stems: tuple[str, ...], place: Place, live: bool, output: str | None, s
 )
 @click.option("--signature", metavar="FILE", shell_complete=complete.files, help="The signature.  [default: FILE.sig]")
 @click.option("--identity", metavar="NAME", help="Who must have signed.  [default: whoever of the allowed did]")
-def verify(file: str, allowed_signers: str, signature: str | None, identity: str | None) -> int:
+@json_option
+def verify(file: str, allowed_signers: str, signature: str | None, identity: str | None, as_json: bool) -> int:
     """Check that a report is the one that was signed, to the byte, by somebody who is allowed to.
 
     \b
@@ -128,7 +131,10 @@ def verify(file: str, allowed_signers: str, signature: str | None, identity: str
     who = ("-f", allowed_signers, "-I", identity)
     with open(file, "rb") as stream:
         _keygen(errors.SignatureBad, file, "verify", *who, "-n", NAMESPACE, "-s", signature, stdin=stream)
-    say(f"{file} is as {identity} signed it")
+    if as_json:
+        say_json({"file": file, "signature": signature, "signed_by": identity})
+    else:
+        say(f"{file} is as {identity} signed it")
     return 0
 
 

@@ -30,15 +30,20 @@ if TYPE_CHECKING:
     from tombsync.proof import Heard, Question, Stand
 
 _PAGE = 500
+_MOST_HOURS = 1000  # in which one stem may be marked, and be named without its hour; it stands in one, but for copies
 
 
 def find_markers(settings: Settings, reader: Reader, text: str) -> list[MarkerRow]:
-    """The markers that a person means by a stem or a path. Raises BadName, OutsideRoot."""
+    """The markers that a person means by a stem or a path. Raises BadName, OutsideRoot, TooManyHours."""
     if "/" in text:
         row = reader.marker(locate_segment(text, Tree(settings.root)))
         return [row] if row else []
     kind, stem = classify(text)
-    return reader.stems_like(classify(stem)[1] if kind is Kind.MISTAKE else stem)
+    stem = classify(stem)[1] if kind is Kind.MISTAKE else stem
+    rows = reader.stems_like(stem, limit=_MOST_HOURS + 1)
+    if len(rows) > _MOST_HOURS:  # a part of them would be taken for all
+        raise errors.TooManyHours(text, _MOST_HOURS)
+    return rows
 
 
 def named_markers(settings: Settings, reader: Reader, stems: Sequence[str]) -> list[MarkerRow]:

@@ -21,6 +21,7 @@ from tombsync.errors.inputs import (
     NotMarked,
     OutsideRoot,
     Problem,
+    TooManyHours,
 )
 from tombsync.errors.joining import (
     AccountTaken,
@@ -32,6 +33,7 @@ from tombsync.errors.joining import (
     NoKeyAuthorized,
     NoOwnKey,
     NotMountable,
+    NotRootsAlone,
     OtherCommandRuns,
     OtherHostKeyPinned,
     OtherKeyAuthorized,
@@ -127,6 +129,7 @@ __all__ = [
     "NotMarked",
     "NotMountable",
     "NotPurgeable",
+    "NotRootsAlone",
     "NotTakenBack",
     "NothingThere",
     "OtherCommandRuns",
@@ -155,6 +158,7 @@ __all__ = [
     "SshdRefused",
     "StateRefused",
     "TombsyncError",
+    "TooManyHours",
     "TreeRefused",
     "UnknownAccount",
     "UnknownPeer",

@@ -47,6 +47,18 @@ class NothingThere(TombsyncError):
 
 
 @dataclass(eq=False)
+class TooManyHours(TombsyncError):
+    """A stem was named without its hour that is marked in so many that nobody can mean all of them."""
+
+    stem: str
+    most: int
+    hint: str = "name each as CHANNEL/QUALITY/HOUR/STEM; `tombsync tombstones` lists them"
+
+    def __str__(self) -> str:
+        return f"{self.stem}: marked in more than {self.most} hours"
+
+
+@dataclass(eq=False)
 class HidesNothing(TombsyncError):
     """A tombstone that was asked for although no segment here has its stem."""
 

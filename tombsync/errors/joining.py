@@ -156,6 +156,25 @@ class JailUnsafe(TombsyncError):
 
 
 @dataclass(eq=False)
+class NotRootsAlone(TombsyncError):
+    """Root would write a file where somebody else could put something in its place, or a link to another file."""
+
+    path: str
+    reason: str
+
+    @property
+    def hint(self) -> str:  # type: ignore[override] # made of the data
+        return (
+            f"look for links in it, then `chown root {self.path}` and `chmod go-w {self.path}`"
+            " (of all that is there only the private key belongs to the agent's account);"
+            " or name another place in the settings"
+        )
+
+    def __str__(self) -> str:
+        return f"{self.path}: what root writes there must be root's alone to change, and {self.reason}"
+
+
+@dataclass(eq=False)
 class NotMountable(TombsyncError):
     """A path that cannot be written down for a mount at boot."""
 

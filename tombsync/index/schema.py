@@ -2,7 +2,7 @@
 
 An hour is one integer: `place << HOUR_BITS | hours since 0001`, so hours of a place are a range, newest last. Names are
 TEXT, or BLOB where they are not UTF-8 (SQLite compares the two kinds apart, and one name is always of one kind).
-A segment costs about 85 bytes (measured by benchmarks/index.py).
+A segment costs about 85 bytes (measured by benchmarks/rescan.py).
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ ours stands in an hour directory. A purge appends to it, before it deletes; the 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -51,7 +52,9 @@ def remember_purge(root_fd: int, hour: Hour, files: Sequence[DataFile], *, at_ns
         try:
             fd = os.open(hour.text, _APPEND, 0o644, dir_fd=directory)
             try:
+                _require_own_file(fd)
                 os.fchmod(fd, 0o644)  # whatever the umask: the agent, under another account, reads it
+                _give_as(directory, fd)
                 left = memoryview(b"\n" + lines)  # an earlier one may have been cut short in a line
                 while left:  # a raw write may be partial
                     left = left[os.write(fd, left) :]
@@ -78,15 +81,31 @@ def _make_below(root_fd: int, *parts: str) -> int:
                 os.fsync(fd)
             except FileExistsError:
                 made = False
-            below = os.open(part, DIRECTORY, dir_fd=fd)
-            os.close(fd)
-            fd = below
-            if made:
-                os.fchmod(fd, 0o755)
+            above, fd = fd, os.open(part, DIRECTORY, dir_fd=fd)
+            try:
+                if made:
+                    os.fchmod(fd, 0o755)
+                    _give_as(above, fd)
+            finally:
+                os.close(above)
     except OSError:
         os.close(fd)
         raise
     return fd
+
+
+def _require_own_file(fd: int) -> None:
+    """Raise OSError where what was opened may have other names, or is no file: who owns the tree could put it there."""
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+        raise OSError(errno.EMLINK, os.strerror(errno.EMLINK))
+
+
+def _give_as(parent_fd: int, fd: int) -> None:
+    """What root has made belongs to whom the directory belongs that it is in, so that they can go on with it."""
+    found, parent = os.fstat(fd), os.fstat(parent_fd)
+    if os.geteuid() == found.st_uid == 0 and parent.st_uid != 0:
+        os.fchown(fd, parent.st_uid, parent.st_gid)
 
 
 def purged_of(root_fd: int, hour: Hour) -> dict[str, Purged]:

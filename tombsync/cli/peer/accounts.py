@@ -61,7 +61,10 @@ def account_steps(account: str) -> Iterator[Step]:
 
 
 def end_step(account: str) -> Step:
-    """End a sender's sessions; without its key it gets no new ones. Raises AccountTaken where it is somebody else's."""
+    """End a sender's sessions, and logins that sshd has begun; without its key it gets no new ones.
+
+    Raises AccountTaken where the account is somebody else's.
+    """
     if find_account(account) and not _is_peer(account):
         raise errors.AccountTaken(account, GROUP)
     return Step(
@@ -103,18 +106,26 @@ def _can_do_nothing(account: str) -> bool:
 
 
 def _processes(account: str) -> list[int]:
-    """The processes that run as an account: its SFTP sessions."""
+    """The processes that run as an account, and those of sshd that let somebody in as it: its SFTP sessions."""
     found = find_account(account)
     if found is None:
         return []
-    return [int(name) for name in os.listdir("/proc") if name.isdigit() and _runs_as(name, found.pw_uid)]
+    return [int(name) for name in os.listdir("/proc") if name.isdigit() and _is_session(name, found)]
 
 
-def _runs_as(pid: str, uid: int) -> bool:
+def _is_session(pid: str, account: pwd.struct_passwd) -> bool:
     # Not by the owner of what is in /proc: of a process that changed its account, as those of sshd, that is root.
     facts = dict(line.split(":\t", 1) for line in read_text(f"/proc/{pid}/status").splitlines() if ":\t" in line)
-    ended = facts.get("State", "Z")[0] in "ZX"
-    return not ended and str(uid) in facts.get("Uid", "").split()
+    if facts.get("State", "Z")[0] in "ZX":
+        return False
+    uids = facts.get("Uid", "").split()
+    return str(account.pw_uid) in uids or ("0" in uids and _lets_in(pid, account.pw_name))
+
+
+def _lets_in(pid: str, account: str) -> bool:
+    """Whether it is the process of root's that sshd has for a login, from before it looks at the key (its title)."""
+    title = read_text(f"/proc/{pid}/cmdline").replace("\0", " ").split()
+    return title[:1] in (["sshd:"], ["sshd-session:"]) and title[1:3] == [account, "[priv]"]
 
 
 def _end_processes(account: str) -> None:

@@ -13,10 +13,10 @@ from tombsync import errors
 from tombsync.cli import complete
 from tombsync.cli.common import Place, dry_run_option, json_option, place_options
 from tombsync.cli.peer import accounts, entries, hosts, jail, keys, sshd
-from tombsync.cli.peer.files import read_text
+from tombsync.cli.peer.files import read_text, require_roots
 from tombsync.cli.peer.lock import alone
 from tombsync.cli.peer.mounts import runs_systemd
-from tombsync.cli.peer.names import find_peer, find_sender, name_argument, settings_path
+from tombsync.cli.peer.names import find_peer, find_sender, name_argument, settings_of_root, settings_path
 from tombsync.cli.peer.steps import Step, carry_out, require_root
 from tombsync.config import DEFAULT_ROOT, PeerSettings, Settings, account_of
 
@@ -97,7 +97,7 @@ def add(
         raise click.UsageError("give --key to let it deliver here, --host to deliver to it, or both")
     wanted = Wanted(name, key, account, host, host_keys, port, user, delivery, path)
     with alone(dry_run=dry_run):
-        settings = place.settings()
+        settings = settings_of_root(place)
         if name.casefold() == settings.node.casefold():
             raise click.UsageError(f"{name} is this node itself")
         plan = Plan(place, settings, wanted, accounts.agent_account(agent_user))
@@ -107,7 +107,8 @@ def add(
 class Plan:
     """The steps of one `peer add`, all of its input checked before the first.
 
-    Raises whatever is wrong with the input: BadSettings, BadPublicKey, KeyTaken, AccountTaken, JailUnsafe and others.
+    Raises whatever is wrong with the input: BadSettings, BadPublicKey, KeyTaken, AccountTaken, JailUnsafe,
+    NotRootsAlone and others.
     """
 
     def __init__(self, place: Place, settings: Settings, wanted: Wanted, agent: struct_passwd) -> None:
@@ -178,6 +179,8 @@ class Plan:
 
     def _way_out(self) -> Iterator[Step]:
         peer = find_peer(self._after, self._wanted.name)
+        if peer is not None and (self._wanted.host or self._wanted.host_keys):
+            require_roots(peer.known_hosts)
         if peer is not None:
             yield keys.own_key_step(peer.key, self._agent, self._settings.node)
         if self._wanted.host_keys:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tombsync import errors
-from tombsync.cli.peer.files import read_text, replace_file
+from tombsync.cli.peer.files import open_regular, read_text, replace_file, require_roots
 from tombsync.cli.peer.keys import KINDS, PublicKey, parse_public_key
 from tombsync.cli.peer.steps import Step
 from tombsync.config import PeerSettings
@@ -42,7 +42,7 @@ def read_host_keys(given: str) -> list[PublicKey]:
 
 def _lines(path: str) -> list[str]:
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
+        with open(open_regular(path), encoding="utf-8", errors="replace") as file:
             return file.read(_MAX_BYTES).splitlines()
     except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
         raise errors.BadPublicKey(path, f"cannot be read: {getattr(exc, 'strerror', None) or exc}", _HINT) from exc
@@ -62,7 +62,7 @@ def _read_line(source: str, line: str) -> PublicKey | None:
 
 
 def pin_step(peer: PeerSettings, keys: Sequence[PublicKey]) -> Step:
-    """Pin what is not pinned yet. Raises OtherHostKeyPinned, FileRefused."""
+    """Pin what is not pinned yet, where `known_hosts` is root's alone. Raises OtherHostKeyPinned, FileRefused."""
     _require_no_other(peer, keys)
     lines = [known_hosts_line(key, peer.host, peer.port) for key in _missing(peer, keys)]
     return Step(
@@ -117,6 +117,7 @@ def _require_no_other(peer: PeerSettings, keys: Sequence[PublicKey]) -> None:
 
 
 def _append(path: str, lines: Sequence[str]) -> None:
+    require_roots(path)
     os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
     before = read_text(path)
     start = before if not before or before.endswith("\n") else f"{before}\n"

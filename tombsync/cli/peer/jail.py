@@ -64,6 +64,21 @@ def removal_steps(settings: Settings, account: str) -> Iterator[Step]:
     yield Step(f"remove {inbox}", lambda: not os.path.lexists(inbox), lambda: os.rmdir(inbox))
 
 
+def nothing_waits_step(settings: Settings, account: str, name: str) -> Step:
+    """See that an inbox is empty, where its sender can put nothing more into it. It raises FilesWaiting."""
+    return Step(
+        f"see that nothing waits in the inbox of {name}",
+        lambda: waiting(settings, account) == 0,
+        lambda: require_nothing_waits(settings, account, name),
+    )
+
+
+def require_nothing_waits(settings: Settings, account: str, name: str) -> None:
+    """Raise FilesWaiting where the agent has not taken all from an inbox."""
+    if count := waiting(settings, account):
+        raise errors.FilesWaiting(name, count)
+
+
 def waiting(settings: Settings, account: str) -> int:
     """How many files are in an inbox."""
     try:

@@ -7,7 +7,6 @@ import binascii
 import hashlib
 import os
 import shutil
-import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pwd import struct_passwd
 
 from tombsync import errors
 from tombsync.cli.files import sync_directory
-from tombsync.cli.peer.files import read_text, remove_file, replace_file
+from tombsync.cli.peer.files import open_regular, read_text, remove_file, replace_file, require_roots
 from tombsync.cli.peer.sshd import KEYS
 from tombsync.cli.peer.steps import Step, run_program
 
@@ -46,10 +45,7 @@ class PublicKey:
 def read_public_key(path: str) -> PublicKey:
     """The key of a file that holds one public key and nothing else. Raises BadPublicKey."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # which does not wait at a fifo
-        with open(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise errors.BadPublicKey(path, "is not a regular file")
+        with open(open_regular(path), "rb") as file:
             content = file.read(_MAX_BYTES + 1)
     except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
         raise errors.BadPublicKey(path, f"cannot be read: {getattr(exc, 'strerror', None) or exc}") from exc
@@ -154,7 +150,9 @@ def _is_roots(path: str, mode: int) -> bool:
 
 
 def own_key_step(path: str, agent: struct_passwd, node: str) -> Step:
-    """Make the key that the agent logs in with at its peers, where it is missing."""
+    """Make the key that the agent logs in with at its peers, where it is missing. Raises NotRootsAlone."""
+    if not os.path.lexists(path):
+        require_roots(path)
     return Step(
         f"make this node's key {path}, for {agent.pw_name} to read",
         lambda: os.path.lexists(path),
@@ -164,18 +162,25 @@ def own_key_step(path: str, agent: struct_passwd, node: str) -> Step:
 
 def own_public_key(path: str) -> PublicKey:
     """The public half of a private key file. Raises NoOwnKey."""
-    if not os.path.exists(path):
-        raise errors.NoOwnKey(path, "there is no key yet")
     try:
-        kind, blob = run_program("ssh-keygen", "-y", "-P", "", "-f", path).split()[:2]
+        descriptor = open_regular(path)
+    except FileNotFoundError:
+        raise errors.NoOwnKey(path, "there is no key yet") from None
+    except OSError as exc:
+        raise errors.NoOwnKey(path, f"cannot be read: {exc.strerror}") from exc
+    try:
+        said = run_program("ssh-keygen", "-y", "-P", "", "-f", "/dev/stdin", stdin=descriptor)
+        kind, blob = said.split()[:2]
     except (errors.ProgramFailed, ValueError) as exc:
         raise errors.NoOwnKey(path, f"cannot be read: {exc}") from exc
+    finally:
+        os.close(descriptor)
     return PublicKey(kind, blob)
 
 
 def _make_own_key(path: str, agent: struct_passwd, node: str) -> None:
+    require_roots(path)  # else the agent's account could exchange what is given to it below
     os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
-    # Beside it, in a directory of root's: the one that the key is in may be the agent's, and links in it a trap.
     workshop = tempfile.mkdtemp(prefix=".key-", dir=os.path.dirname(path))
     try:
         made = f"{workshop}/key"

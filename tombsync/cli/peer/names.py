@@ -7,6 +7,7 @@ import click
 from tombsync import errors
 from tombsync.cli import complete
 from tombsync.cli.common import Place
+from tombsync.cli.peer.files import require_roots
 from tombsync.config import DEFAULT_PATH, PeerSettings, SenderSettings, Settings
 from tombsync.names import NODE_PATTERN
 
@@ -24,6 +25,12 @@ optional_name_argument = click.argument("name", callback=_node_name, shell_compl
 def settings_path(place: Place) -> str:
     """The settings file that a command changes."""
     return place.config or DEFAULT_PATH
+
+
+def settings_of_root(place: Place) -> Settings:
+    """The settings by which root changes this machine. Raises NotRootsAlone where somebody else could write them."""
+    require_roots(settings_path(place), content=True)
+    return place.settings()
 
 
 def find_peer(settings: Settings, name: str) -> PeerSettings | None:

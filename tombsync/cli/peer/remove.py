@@ -6,12 +6,11 @@ from collections.abc import Iterator
 
 import click
 
-from tombsync import errors
 from tombsync.cli.common import Place, dry_run_option, json_option, place_options
 from tombsync.cli.peer import accounts, entries, jail, keys
 from tombsync.cli.peer.files import read_text
 from tombsync.cli.peer.lock import alone
-from tombsync.cli.peer.names import find_peer, find_sender, name_argument, settings_path, unknown
+from tombsync.cli.peer.names import find_peer, find_sender, name_argument, settings_of_root, settings_path, unknown
 from tombsync.cli.peer.steps import Step, carry_out, require_root
 from tombsync.config import Settings
 
@@ -35,20 +34,24 @@ def remove(name: str, force: bool, place: Place, dry_run: bool, as_json: bool) -
     """
     require_root("peer remove")
     with alone(dry_run=dry_run):
-        settings = place.settings()
+        settings = settings_of_root(place)
         sender = find_sender(settings, name)
         if sender is None and find_peer(settings, name) is None:
             raise unknown(settings, name)
-        if sender is not None and not force and (count := jail.waiting(settings, sender.account)):
-            raise errors.FilesWaiting(name, count)
+        if sender is not None and not force:
+            jail.require_nothing_waits(settings, sender.account, name)
         # The settings come last, so that a command that was stopped half-way can be run again.
-        steps = [*(_way_in(settings, sender.account) if sender else ()), *_entries(settings_path(place), name)]
+        steps_in = way_in(settings, sender.account, name, force=force) if sender else ()
+        steps = [*steps_in, *_entries(settings_path(place), name)]
         return carry_out(name, steps, _notes, dry_run=dry_run, as_json=as_json)
 
 
-def _way_in(settings: Settings, account: str) -> Iterator[Step]:
+def way_in(settings: Settings, account: str, name: str, *, force: bool) -> Iterator[Step]:
+    """Close the way of a sender. Its inbox goes when nothing more can come into it, and without `force` only empty."""
     yield keys.removal_step(account)
     yield accounts.end_step(account)
+    if not force:
+        yield jail.nothing_waits_step(settings, account, name)
     yield from jail.removal_steps(settings, account)
     yield accounts.deletion_step(account)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import ipaddress
 import os
 import re
 from importlib.resources import files
@@ -22,12 +24,21 @@ _COMMAND = "internal-sftp -d /inbox/%u -u 0077 -p open,close,lstat"
 _WANTED = {
     "forcecommand": _COMMAND,
     "authorizedkeysfile": f"{KEYS}/%u",
+    "authorizedkeyscommand": "none",
+    "authorizedprincipalsfile": "none",
+    "authorizedprincipalscommand": "none",
+    "trustedusercakeys": "none",
     "authenticationmethods": "publickey",
     "passwordauthentication": "no",
     "disableforwarding": "yes",
     "permittty": "no",
     "permituserrc": "no",
 }
+_CONFIG = "/etc/ssh/sshd_config"
+# An earlier `Match Address` may ask for one: of this machine, and of nobody (RFC 5737, RFC 3849). Those that such lines
+# name are asked about, too.
+_ADDRESSES = ("127.0.0.1", "192.0.2.1", "::1", "2001:db8::1")
+_ADDRESS_PATTERN = re.compile(r"^[ \t]*match[ \t].*?\baddress[ \t=]+\"?([^\s\"]+)", re.IGNORECASE | re.MULTILINE)
 
 
 def drop_in(jail: str) -> str:
@@ -104,9 +115,33 @@ def _sshd(*words: str) -> str:
 
 
 def _looseness(account: str, jail: str) -> tuple[str, str] | None:
-    """What sshd would do that it should not, and how to correct that; None where it jails the account."""
+    """What sshd would do that it should not, and how to correct that; None where it jails the account.
+
+    It is asked for connections from several addresses, since what it does may depend on that.
+    """
+    found = (_looseness_from(address, account, jail) for address in [*_ADDRESSES, *_matched_addresses()])
+    return next((loose for loose in found if loose), None)
+
+
+def _matched_addresses() -> list[str]:
+    """For each pattern of a `Match Address` in sshd's configuration one address that it is about."""
+    texts = [read_text(path) for path in [_CONFIG, *sorted(glob.glob(f"{os.path.dirname(DROP_IN)}/*.conf"))]]
+    patterns = [pattern for text in texts for match in _ADDRESS_PATTERN.findall(text) for pattern in match.split(",")]
+    named = (pattern.lstrip("!").partition("/")[0].replace("*", "1").replace("?", "1") for pattern in patterns)
+    return list(dict.fromkeys(address for address in named if _is_address(address)))
+
+
+def _is_address(text: str) -> bool:
     try:
-        said = _sshd("-T", "-C", f"user={account},host=localhost,addr=127.0.0.1")
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _looseness_from(address: str, account: str, jail: str) -> tuple[str, str] | None:
+    try:
+        said = _sshd("-T", "-C", f"user={account},host=localhost,addr={address}")
     except errors.ProgramFailed as exc:
         return exc.said, "see `sshd -t`"
     found: dict[str, str] = {}
@@ -116,7 +151,7 @@ def _looseness(account: str, jail: str) -> tuple[str, str] | None:
     for key, wanted in {"chrootdirectory": _escaped(jail), **_WANTED}.items():
         if found.get(key) != wanted:
             return (
-                f"{key} is {found.get(key, 'not set')}",
+                f"{key} is {found.get(key, 'not set')} for connections from {address}",
                 "sshd_config needs `Include /etc/ssh/sshd_config.d/*.conf` above every Match, and no earlier line or"
                 " drop-in that says otherwise for this account",
             )

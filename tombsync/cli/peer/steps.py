@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from tombsync import errors
 from tombsync.cli.common import exit_code, say, say_json, tell_error, warn
 
+_PROGRAM_TIMEOUT_S = 120.0  # systemctl waits for a mount for 90 s (DefaultTimeoutStartSec), and then says why
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"  # sudo and su may leave out what only root has
 
 
@@ -34,17 +35,20 @@ def require_root(command: str) -> None:
         raise errors.NeedsRoot(command)
 
 
-def run_program(*words: str) -> str:
-    """Run a program of the system and return what it printed. Raises ProgramFailed."""
+def run_program(*words: str, stdin: int = subprocess.DEVNULL, timeout_s: float = _PROGRAM_TIMEOUT_S) -> str:
+    """Run a program of the system and return what it printed. Raises ProgramFailed, also where it takes too long."""
     path = f"{os.environ.get('PATH', '')}:{_PATH}"
     program = shutil.which(words[0], path=path)
     if program is None:
         raise errors.ProgramFailed(words[0], "is not installed")
-    done = subprocess.run(
-        [program, *words[1:]],
-        stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="surrogateescape", check=False,
-        env={**os.environ, "LC_ALL": "C", "PATH": path},
-    )  # fmt: skip
+    try:
+        done = subprocess.run(
+            [program, *words[1:]],
+            stdin=stdin, capture_output=True, encoding="utf-8", errors="surrogateescape", check=False,
+            env={**os.environ, "LC_ALL": "C", "PATH": path}, timeout=timeout_s,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as exc:
+        raise errors.ProgramFailed(words[0], f"did not end within {timeout_s:.0f} s") from exc
     if done.returncode != 0:
         said = done.stderr.strip() or done.stdout.strip() or f"ended with code {done.returncode}"
         raise errors.ProgramFailed(words[0], " / ".join(said.splitlines()))
