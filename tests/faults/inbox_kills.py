@@ -1,16 +1,21 @@
 """SIGKILLs of sender and receiver while tombstones go by inbox: `python -m tests.faults.inbox_kills --kills 200`.
 
-All arrive, none is told twice as `hidden`, and no segment is changed.
+All arrive, none is told twice as `hidden`, and no segment is changed. A record that is between the commit and the
+journal at a kill is lost: what is not told are the last marks of a life that was killed, and no others.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import tempfile
 import time
+from bisect import bisect
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import click
@@ -18,12 +23,26 @@ import click
 from tests.support.agent import AgentProcess, make_hour, segment_stem, touch
 from tests.support.inbox import ReceivingNode
 from tests.support.waiting import wait_for
-from tombsync.names import hour_number, hour_text
+from tombsync.names import Marked, Offer, hour_number, hour_text, offer_name, strict_path
 
 FIRST_HOUR = hour_number("2019-11-13T02")
 PER_HOUR = 3600  # stems of one hour
 LONGEST_LIFE_S = 1.0
+LONGEST_WORK_S = 0.1  # of a victim that was ready, after marks were made: it is at work then
 ARRIVED_WITHIN_S = 180.0
+
+
+@dataclass
+class Result:
+    """How many marks were told as hidden by the receiver, how many were not, and what each kill hit."""
+
+    told: int = 0
+    untold: int = 0
+    hits: Counter[str] = field(default_factory=Counter)
+
+    def __str__(self) -> str:
+        hits = ", ".join(f"{count} {what}" for what, count in sorted(self.hits.items()))
+        return f"{self.told} told as hidden, none twice, {self.untold} lost before the journal had them; kills: {hits}"
 
 
 def hour_of(number: int) -> str:
@@ -31,50 +50,126 @@ def hour_of(number: int) -> str:
     return f"desertbus/source/{hour_text(FIRST_HOUR + number % 10)}"
 
 
+class Kills:
+    """A sender, a receiver, and the marks that were made until now."""
+
+    def __init__(self, stack: ExitStack, base: Path, seed: int) -> None:
+        self.result = Result()
+        self.made: list[Marked] = []
+        self._moments = random.Random(seed)
+        self.receiver = ReceivingNode(stack, "node-b", ["node-a"])
+        self.sender = AgentProcess(base, peers=[self.receiver.table_for("node-a")])
+        stack.push(self.sender)
+        for number in range(10):
+            make_hour(self.sender.root, hour_of(number))
+            make_hour(self.receiver.root, hour_of(number))
+        self.receiver.agent.start()
+        self.sender.start()
+
+    def mark_until(self, count: int) -> None:
+        """Mark at the sender until there are so many."""
+        while len(self.made) < count:
+            number = len(self.made)
+            self.made.append(touch(self.sender.root / hour_of(number), segment_stem(number // 10)))
+
+    def kill(self, marks: int) -> None:
+        """Kill one of the two while so many marks are made: half of the time one that was ready and is at work."""
+        victim = self._moments.choice((self.sender, self.receiver.agent))
+        ready = self._moments.random() < 0.5
+        if ready:
+            for agent in (self.receiver.agent, self.sender):
+                wait_for(agent.is_ready, "it to be ready")
+        self.mark_until(marks)
+        # What it stands for: a moment that nobody chose.
+        time.sleep(self._moments.uniform(0.0, LONGEST_WORK_S if ready else LONGEST_LIFE_S))
+        victim.kill()
+        self.result.hits[self._hit(victim, ready)] += 1
+        victim.start(ready=False)
+
+    def _hit(self, victim: AgentProcess, ready: bool) -> str:
+        if victim is self.sender:
+            return "of a sender that was ready" if ready else "of a sender at any moment"
+        if not ready:
+            return "of a receiver at any moment"
+        waiting = set(os.listdir(self.receiver.inbox("node-a")))
+        reader = victim.reader()
+        try:
+            found = {
+                (reader.marker(marked) is not None, (self.receiver.root / marked.tombstone_path).is_file())
+                for marked in self.made
+                if offer_name(Offer(marked, "node-a")) in waiting
+            }
+            awaited = reader.awaited(above=0, limit=1)
+        finally:
+            reader.close()
+        if (True, True) in found:
+            return "between placed and taken away"
+        if (True, False) in found or awaited:
+            return "between hidden and placed"
+        return "between delivered and hidden" if found else "of a receiver with an empty inbox"
+
+    def finish(self) -> Result:
+        """All have arrived, and were told once at the most. Raises AssertionError."""
+        receiver = self.receiver
+        for agent in (receiver.agent, self.sender):
+            wait_for(agent.is_ready, "it to be ready")
+        # The last is hidden in a life that is not killed.
+        wait_for(self._all_confirmed, "every confirmation", ARRIVED_WITHIN_S)
+        self.mark_until(len(self.made) + 1)
+        wait_for(self._all_confirmed, "the last confirmation", ARRIVED_WITHIN_S)
+        for marked in self.made:
+            assert (receiver.root / marked.tombstone_path).is_file(), marked.path
+        assert list(receiver.inbox("node-a").iterdir()) == []
+        assert receiver.agent.metric("tombstones") == len(self.made)
+        for agent in (self.sender, receiver.agent):
+            agent.stop()
+            told = Counter(record["TOMBSYNC_SEGMENT"] for record in agent.records("hidden"))
+            assert max(told.values()) == 1, [one for one, times in told.items() if times > 1]
+        self._check_untold()
+        return self.result
+
+    def _all_confirmed(self) -> bool:
+        return self.sender.metric("deliveries", peer="node-b", state="confirmed") == len(self.made)
+
+    def _check_untold(self) -> None:
+        """The journal has the marks of each life in the order of their hiding, and at most its end is missing."""
+        lives: list[list[int]] = []
+        reader = self.receiver.agent.reader()
+        try:
+            keys = {}
+            for marked in self.made:
+                row = reader.marker(marked)
+                assert row is not None
+                keys[marked] = row.marker
+        finally:
+            reader.close()
+        for record in self.receiver.agent.records():
+            if record["TOMBSYNC_EVENT"] == "started":
+                lives.append([])
+            elif record["TOMBSYNC_EVENT"] == "hidden":
+                lives[-1].append(keys[strict_path(record["TOMBSYNC_SEGMENT"])])
+        told = [key for life in lives for key in life]
+        assert told == sorted(told)
+        hidden = sorted(keys.values())
+        for life in lives:
+            for before, after in pairwise(life):
+                assert bisect(hidden, after) - bisect(hidden, before) == 1, "not told in the middle of a life"
+        assert hidden[-1] == told[-1]
+        self.result.told, self.result.untold = len(told), len(hidden) - len(told)
+
+
 def run(
     stack: ExitStack, base: Path, *, marks: int, kills: int, seed: int, on_kill: Callable[[int], None] = lambda _: None
-) -> int:
-    """Mark while one of the two agents is killed again and again; how many `hidden` records there were at the receiver.
-
-    Raises AssertionError.
-    """
-    moments = random.Random(seed)
-    receiver = ReceivingNode(stack, "node-b", ["node-a"])
-    sender = AgentProcess(base, peers=[receiver.table_for("node-a")])
-    stack.push(sender)
-    for number in range(10):
-        make_hour(sender.root, hour_of(number))
-        make_hour(receiver.root, hour_of(number))
-    data = {path: path.read_bytes() for path in receiver.root.glob("*/*/*/*.ts")}
-    receiver.agent.start()
-    sender.start()
-    made = 0
+) -> Result:
+    """Mark while one of the two agents is killed again and again. Raises AssertionError."""
+    both = Kills(stack, base, seed)
+    data = {path: path.read_bytes() for path in both.receiver.root.glob("*/*/*/*.ts")}
     for kill in range(1, kills + 1):
-        until = marks * kill // kills
-        while made < until:
-            touch(sender.root / hour_of(made), segment_stem(made // 10))
-            made += 1
-        time.sleep(moments.uniform(0.0, LONGEST_LIFE_S))  # what it stands for: a moment that nobody chose
-        victim = moments.choice((sender, receiver.agent))
-        victim.kill()
-        victim.start(ready=False)
+        both.kill(marks * kill // kills)
         on_kill(kill)
-    wait_for(
-        lambda: sender.metric("deliveries", peer="node-b", state="confirmed") == marks,
-        "every confirmation",
-        ARRIVED_WITHIN_S,
-    )
-    for number in range(marks):
-        path = f"{hour_of(number)}/{segment_stem(number // 10)}"
-        assert (receiver.root / f"{path}.tombstone").is_file(), path
-    assert list(receiver.inbox("node-a").iterdir()) == []
-    assert receiver.agent.metric("tombstones") == marks
-    assert {path: path.read_bytes() for path in receiver.root.glob("*/*/*/*.ts")} == data
-    for agent in (sender, receiver.agent):
-        agent.stop()
-        told = Counter(record["TOMBSYNC_SEGMENT"] for record in agent.records("hidden"))
-        assert max(told.values()) == 1, [one for one, times in told.items() if times > 1]
-    return len(told)
+    result = both.finish()
+    assert {path: path.read_bytes() for path in both.receiver.root.glob("*/*/*/*.ts")} == data
+    return result
 
 
 @click.command()
@@ -86,7 +181,7 @@ def main(kills: int, marks: int, seed: int | None) -> None:
     seed = random.randrange(1 << 32) if seed is None else seed
     click.echo(f"seed {seed}")
     with tempfile.TemporaryDirectory(prefix="tombsync-kills-") as directory, ExitStack() as stack:
-        told = run(
+        result = run(
             stack,
             Path(directory),
             marks=marks,
@@ -94,7 +189,7 @@ def main(kills: int, marks: int, seed: int | None) -> None:
             seed=seed,
             on_kill=lambda n: click.echo(f"{n} kills") if n % 20 == 0 else None,
         )
-    click.echo(f"{kills} kills: {marks} tombstones arrived, {told} of them told as hidden, none twice")
+    click.echo(f"{kills} kills, {marks} tombstones arrived: {result}")
 
 
 if __name__ == "__main__":

@@ -68,6 +68,7 @@ class Ground:
         self.aside = base / "aside"
         self.aside.mkdir()
         for level in LEVELS:
+            make_hour(self.root, Hour(level.name, QUALITY, FIRST_HOUR - 1).path)  # so that the place is one of segments
             hour = make_hour(self.root, Hour(level.name, QUALITY, FIRST_HOUR).path)
             # It looks like what it stands in for: if it were followed, the rest of the way would be there.
             make_hour(self.outside, f"{level.name}/{QUALITY}/{hour.name}")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pwd
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from tests.support.journal import Journal
 from tests.support.waiting import wait_for
@@ -34,13 +36,22 @@ class InboxWorker:
     """
 
     def __init__(
-        self, base: Path, *, root: Path | None = None, view: Path | None = None, box: Box | None = None
+        self,
+        base: Path,
+        *,
+        root: Path | None = None,
+        view: Path | None = None,
+        box: Box | None = None,
+        others: Sequence[str] = (),
     ) -> None:
+        """`others`: more senders, each with an inbox of its own; all are this account."""
         self.root = root or base / "segments"
         own_account = pwd.getpwuid(os.geteuid()).pw_name
         self.box = box or Box(SENDER, own_account, str(base / "inbox"), NO_LIMIT)
+        self.others = {name: Box(name, own_account, str(base / f"inbox-{name}"), NO_LIMIT) for name in others}
+        self.boxes = [self.box, *self.others.values()]
         self.directory = Path(self.box.path)
-        for directory in (self.root, self.directory, base / "state"):
+        for directory in (self.root, *(Path(box.path) for box in self.boxes), base / "state"):
             directory.mkdir(parents=True, exist_ok=True)
         self.tree = Tree(str(self.root))
         self.metrics = Metrics()
@@ -50,7 +61,7 @@ class InboxWorker:
         self._writer = Writer(path)
         self.reader = Reader(path)
         self.inbox = Inbox(
-            tree=self.tree, identity=self.tree.adopt(), boxes=[self.box], view=str(view or self.root),
+            tree=self.tree, identity=self.tree.adopt(), boxes=self.boxes, view=str(view or self.root),
             index_path=path, mailbox=self.mailbox, audit=self.journal.audit, metrics=self.metrics,
             believed=lambda: True,
         )  # fmt: skip
@@ -75,13 +86,14 @@ class InboxWorker:
         self._writer.close()
         self.journal.close()
 
-    def deliver(self, offer: Offer) -> None:
-        """What the sender's account does."""
-        self.put(offer_name(offer))
+    def deliver(self, offer: Offer, *, by: str = "") -> None:
+        """What the sender's account does, or that of one of the others."""
+        self.put(offer_name(offer), by=by)
 
-    def put(self, name: str) -> None:
+    def put(self, name: str, *, by: str = "") -> None:
         """A file of any name in the inbox."""
-        os.close(os.open(self.directory / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        directory = Path(self.others[by].path) if by else self.directory
+        os.close(os.open(directory / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -97,7 +109,8 @@ class InboxWorker:
             raise driver.failure
 
     def turn(self, *, later_s: float = 0.0) -> None:
-        """One turn of the worker, at a later time if wanted."""
+        """One turn of the worker, at a later time if wanted; where nothing is to be done it does not wait."""
+        self.inbox.wake()
         self.inbox.loop(time.monotonic() + later_s)
 
     def take_all(self) -> None:
@@ -116,6 +129,11 @@ class InboxWorker:
         wait_for(lambda: flush.done.is_set() or self._driver.failure, "the index to be written")
         if self._driver.failure is not None:
             raise self._driver.failure
+
+    def told_of(self) -> dict[str, Any]:
+        """What the commands can say of the inboxes, by sender."""
+        self.settle()
+        return {one["sender"]: one for one in json.loads(self.reader.fact("inboxes") or "[]")}
 
     def refused(self) -> dict[str, float]:
         """How many files were refused, by reason."""

@@ -30,7 +30,7 @@ class Event(Enum):
     INBOX_MISSING = (
         "1e31f2d32d1148d6a3d040854519302b",
         ERROR,
-        "a peer's inbox cannot be used: nothing arrives from it",
+        "a peer's inbox cannot be used, or files stay in it that were taken",
     )
     INBOX_RETURNED = "b35d2173c9ac4303a2a9eaf926cd2cfa", NOTICE, "a peer's inbox is as it should be again"
     VIEW_STALE = (
@@ -71,7 +71,11 @@ class Event(Enum):
     PEER_FORGOTTEN = "c1cd9a92acba4b0ab33d7497a3f98466", WARNING, "a peer was removed; what it confirmed is forgotten"
     LINK_NOT_FOLLOWED = "3b70b9bedaf1444da3b9ab47cb3f720f", WARNING, "a link in the tree is not followed"
     OVERFLOW = "d353c3b41be3463dad8aa02c2185ac60", WARNING, "the kernel dropped file events; a rescan repairs it"
-    WATCH_LIMIT = "920249ef95754c2d82459527a5d6e78f", ERROR, "no more watches are allowed; rescans find the rest"
+    WATCH_LIMIT = (
+        "920249ef95754c2d82459527a5d6e78f",
+        ERROR,
+        "no more watches are allowed; looking now and then finds the rest",
+    )
     NETWORK_FILESYSTEM = "c78b434f8fd945c8a423ead4aaf9677d", WARNING, "remote writes to the tree raise no events here"
     ROOT_LOST = "dfe2b7c750c2428bab97ad6c471c6874", CRITICAL, "the tree is gone or another one; nothing is changed"
     ROOT_RETURNED = "041d55fd658a4dcbb5f280bd36b7464b", NOTICE, "the tree is back; the agent restarts to take it up"
