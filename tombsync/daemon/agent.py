@@ -125,6 +125,7 @@ class Agent:
             may_begin=watch.walked.is_set,
             on_missed=watch.walk_again,
             accept_lost=lambda: take_adoption(settings.state_dir),
+            held_back=lambda marker: requests.holds(marker),  # noqa: PLW0108 (there are no requests yet)
         )
         checkpointer = Checkpointer(path)
         intake = Intake(
@@ -137,6 +138,7 @@ class Agent:
             watch_answers=rescan.first_done.is_set,
             breaker=Breaker(settings.breaker.most_per_minute),
             on_written=checkpointer.note_written,
+            on_holds_changed=self._look_again,
         )
         self._make_pushers(writer, path, mailbox, audit, metrics, guard.believed)
         inbox = make_inbox(
@@ -173,8 +175,8 @@ class Agent:
         if guard.believed():
             self._beats.beat("watch")
             watch.start()
-        self._drive(rescan)
         requests = Requests(settings.state_dir, mailbox, audit, self._pushers, partial(lacks_tombstone, tree, identity))
+        self._drive(rescan)
         self._supervise(rescan, server, audit, requests)
 
     # -- building -----------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from tombsync.index.batches import (
     DeliveryOutcomes,
     Facts,
     HoldsEnded,
+    HoldsEndedUpTo,
     HourGone,
     HourListed,
     MarkersForgotten,
@@ -23,8 +24,8 @@ from tombsync.index.batches import (
 from tombsync.index.checkpoint import Checkpointer
 from tombsync.index.files import SIDE_FILES, AgentLock, agent_pid, damage_noted, index_path, note_damage, set_aside
 from tombsync.index.hiding import Hidden
-from tombsync.index.proofs import Unconfirmed
-from tombsync.index.reader import DeliveryRow, Due, HourRow, MarkerRow, PeerRow, Reader
+from tombsync.index.proofs import DeliveryRow, Unconfirmed
+from tombsync.index.reader import Due, HourRow, MarkerRow, PeerRow, Reader
 from tombsync.index.writer import Writer
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "Facts",
     "Hidden",
     "HoldsEnded",
+    "HoldsEndedUpTo",
     "HourGone",
     "HourListed",
     "HourRow",
