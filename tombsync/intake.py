@@ -5,6 +5,7 @@ from __future__ import annotations
 import pwd
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import takewhile
@@ -40,9 +41,11 @@ class Intake:
         watch_answers: Callable[[], bool],
         breaker: Breaker,
         on_written: Callable[[], None] = lambda: None,
+        on_holds_changed: Callable[[], None] = lambda: None,
     ) -> None:
         """`on_news` is told what is to be delivered, right after its commit; `watch_answers` tells whether a tombstone
-        seen first by a rescan was missed by the watcher; `on_written`: the index's log has more to move.
+        seen first by a rescan was missed by the watcher; `on_written`: the index's log has more to move;
+        `on_holds_changed`: earlier deliveries began or ended to wait for a person. Raises IndexDamaged, StateRefused.
         """
         self._tree = tree
         self._writer = writer
@@ -52,8 +55,10 @@ class Intake:
         self._on_news = on_news
         self._watch_answers = watch_answers
         self._breaker = breaker
+        writer.recall(breaker)  # a mass may have begun before a restart
         self._told_of_mass_at = 0.0  # monotonic: of a mass of marks, last
         self._on_written = on_written
+        self._on_holds_changed = on_holds_changed
         self._hide_seconds = {source: metrics.hide_seconds.labels(source.value) for source in Source}
         self._stuck: list[Sighting] | list[Batch] = []
         self._told_of_refusal = False
@@ -96,8 +101,11 @@ class Intake:
             precedence.release(precedence.HIDE)
         if news:
             self._on_news(news)
+            if any(hidden.others_held or hidden.hold_ended for hidden in news):
+                self._on_holds_changed()
             if held := sum(hidden.held for hidden in news):
                 self._tell_of_mass(held, committed_ns / 1e9)
+            self._tell_of_ended_holds(news)
         for hidden in news:
             if hidden.first:
                 self._tell(hidden, committed_ns)
@@ -150,6 +158,11 @@ class Intake:
                 " `tombsync release` before any peer is told"
             )
             self._audit.record(Event.MASS_MARK_HELD, text, held=held)
+
+    def _tell_of_ended_holds(self, news: Sequence[Hidden]) -> None:
+        for sender, ended in Counter(hidden.sighting.sender for hidden in news if hidden.hold_ended).items():
+            text = f"{sender} brought {ended} of the tombstones that were held here: they go to the peers too"
+            self._audit.record(Event.HOLD_ENDED, text, peer=sender, count=ended)
 
     def _tell_why_not_pushed(self, hidden: Hidden, shown: str) -> None:
         marked, source = hidden.sighting.marked, hidden.sighting.source.value

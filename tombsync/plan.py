@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 
@@ -40,6 +40,8 @@ DUE_STATES = tuple(state for state in State if state <= LAST_DUE)
 UNCONFIRMED_STATES = (State.PENDING, State.REFUSED, State.RECEIVED, State.HELD)
 # The peer has, or had, the tombstone: from then on its hour is not made again.
 THERE_STATES = (State.NOT_DURABLE, State.CONFIRMED, State.HOUR_GONE)
+# The answers to a push that was on its way when its delivery was held, after which there is nothing left to hold.
+ENDS_HOLD_STATES = (*THERE_STATES, State.RECEIVED)
 # While one of these is open, the marker's row outlives its hour directory.
 KEEP_STATES = (State.PENDING, State.NOT_SERVED, State.REFUSED, State.RECEIVED, State.HELD)
 
@@ -138,8 +140,8 @@ class Breaker:
     """
 
     STEP_NS = 10_000_000_000
+    MOST_STEPS = 10_000  # kept: more than a day in which each had a mark
     _STEPS = 6  # of a minute
-    _MOST_STEPS = 10_000  # kept: more than a day in which each had a mark
 
     def __init__(self, most: int) -> None:
         self.most = most  # any thread may change it
@@ -149,8 +151,12 @@ class Breaker:
         """One more mark was made then."""
         step = ctime_ns // self.STEP_NS
         self._counts[step] = self._counts.get(step, 0) + 1
-        if len(self._counts) > self._MOST_STEPS:
+        if len(self._counts) > self.MOST_STEPS:
             del self._counts[next(iter(self._counts))]
+
+    def recall(self, counts: Mapping[int, int]) -> None:
+        """Count what is recorded, and nothing else: step (ctime over STEP_NS) -> marks, at most MOST_STEPS of them."""
+        self._counts = dict(counts)
 
     def window(self, ctime_ns: int) -> tuple[int, int] | None:
         """The first and last ctime of a minute around this one that is full: one more mark in it belongs to a mass.

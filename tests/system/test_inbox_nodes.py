@@ -76,3 +76,33 @@ def test_they_converge_and_fall_silent(links: list[tuple[int, int]], stack: Exit
             if record["TOMBSYNC_SOURCE"] == "inbox":
                 number = stems.index(record["TOMBSYNC_SEGMENT"].rpartition("/")[2])
                 assert record["TOMBSYNC_ORIGIN"] == names[number % NODES]
+
+
+def test_a_mass_that_a_sender_brings_too_goes_on_in_a_ring(stack: ExitStack) -> None:
+    """The sender is no peer, so that nobody asks it: what it brings has to say that it is no mistake."""
+    names = ["node-0", "node-1", "node-2"]
+    nodes = [ReceivingNode(stack, name, [names[number - 1]]) for number, name in enumerate(names)]
+    for number, node in enumerate(nodes):
+        make_hour(node.root, HOUR, 1)
+        node.peers = [nodes[(number + 1) % 3].table_for(names[number])]
+        node.agent.most_per_minute = 4 if number == 0 else 1000
+        node.write_settings()
+    first, second, last = nodes
+    for node in (first, second):
+        node.agent.start()
+    stems = [segment_stem(number) for number in range(12)]
+    for stem in stems:
+        touch(first.root / HOUR, stem)
+    wait_for(partial(_has, first, len(stems)), "all to be hidden")
+    held = [stem for stem in stems if set(first.agent.states(f"{HOUR}/{stem}").values()) == {"held"}]
+    assert len(held) >= len(stems) - 8
+    last.agent.start()
+    for stem in stems:
+        touch(last.root / HOUR, stem)
+    wait_for(partial(_has, second, len(stems)), "all to go on", 40)
+    wait_for(partial(_confirmed, first, "node-1", len(stems)), "every confirmation", 40)
+    ended = first.agent.records("hold-ended")
+    assert {record["TOMBSYNC_PEER"] for record in ended} == {"node-2"}
+    assert sum(int(record["TOMBSYNC_COUNT"]) for record in ended) == len(held)
+    refused = first.agent.run("unmark", held[0], "--dry-run", expect=1)
+    assert "node-2 brought it too" in refused.stderr

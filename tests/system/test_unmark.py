@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -67,12 +67,6 @@ def visible(agent: AgentProcess) -> list[str]:
     return agent.listing(strict_path(f"{HOUR}/{STEMS[0]}").hour)
 
 
-def records(done: subprocess.CompletedProcess[str], event: str) -> list[dict[str, Any]]:
-    """What the command recorded, where the settings send the audit to stderr."""
-    found = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
-    return [record for record in found if record["TOMBSYNC_EVENT"] == event]
-
-
 def assert_goes_on_hiding(agent: AgentProcess, stem: str) -> None:
     assert agent.hidden(f"{HOUR}/{stem}")
     assert stands(agent.root, stem)
@@ -89,7 +83,7 @@ def test_one_is_taken_back_and_stays_so(agent: AgentProcess, peers: list[Sshd]) 
 
     done = agent.run("unmark", stem, "--reason", "the wrong minute", *AT_ONCE)
     assert "1 marks are taken back" in done.stdout
-    (record,) = records(done, "unmarked")
+    (record,) = wait_for(lambda: agent.records("unmarked"), "it to be recorded")
     assert record["TOMBSYNC_SEGMENT"] == f"{HOUR}/{stem}"
     assert record["TOMBSYNC_REASON"] == "the wrong minute"
     assert record["TOMBSYNC_ACTOR"]
@@ -180,16 +174,36 @@ def test_peers_are_asked_once_more(agent: AgentProcess, peers: list[Sshd]) -> No
 
 def test_a_mark_that_was_never_sent_goes_on_where_it_is_refused(tmp_path: Path, peers: list[Sshd]) -> None:
     """Pending, not held: what holds it back for the command's time must not hold it for ever."""
+    nobody = tmp_path / "known_hosts"
+    nobody.touch()
     tables = [peer_table(f"node-{number}", server) for number, server in enumerate(peers)]
-    peers[1].stop()
+    unknown = [peer_table(f"node-{number}", server, known_hosts=str(nobody)) for number, server in enumerate(peers)]
     agent = AgentProcess(tmp_path, peers=tables)
+    for_command = agent.config.rename(tmp_path / "for-command.toml")  # which can ask, and the agent cannot send
+    agent.write_settings(unknown)
     make_hour(agent.root)
+    stem = STEMS[0]
     with agent:
-        touch(agent.root / HOUR, STEMS[0])
-        wait_for(lambda: agent.states(f"{HOUR}/{STEMS[0]}").get("node-0") == "confirmed", "it to arrive")
-        refused = agent.run("unmark", STEMS[0], *AT_ONCE, expect=1)
-        assert "node-0: confirmed" in refused.stderr
-        assert agent.states(f"{HOUR}/{STEMS[0]}")["node-1"] == "pending"
+        touch(agent.root / HOUR, stem)
+        wait_for(lambda: agent.hidden(f"{HOUR}/{stem}"), "it to be hidden")
+        agent.signal(signal.SIGSTOP)  # so that the command is inside of the hold when a peer gets it
+        command = [*agent.program, "unmark", stem, *AT_ONCE, "--config", str(for_command)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            wait_for(lambda: list(agent.state_dir.glob("requests/hold-*.json")), "it to be held back")
+            touch(peers[1].root / HOUR, stem)
+            agent.signal(signal.SIGCONT)
+            _, err = process.communicate(timeout=40)
+        assert process.returncode == 1
+        assert "no mark was taken back" in err
+        assert "node-1" in err
+        wait_for(lambda: set(agent.states(f"{HOUR}/{stem}").values()) == {"pending"}, "it to go on")
+        assert stands(agent.root, stem)
+        assert not list(agent.state_dir.glob("requests/hold-*"))
+
+        (peers[1].root / HOUR / f"{stem}.tombstone").unlink()
+        done = subprocess.run(command, capture_output=True, text=True, timeout=40, check=True)
+        assert "1 marks are taken back" in done.stdout
+        assert not agent.hidden(f"{HOUR}/{stem}")
 
 
 def test_no_peer_at_all_must_be_said(tmp_path: Path) -> None:

@@ -16,9 +16,7 @@ from tombsync.names import Hour, hour_number
 
 # What an index of each older version holds, as SQL that makes it, with rows where it can have some. Whoever adds a
 # migration adds the version before it here; nothing else of these tests has to change.
-OLDER: dict[int, str] = {
-    0: "",
-    1: """
+_TABLES_1 = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 
 CREATE TABLE place (
@@ -98,12 +96,25 @@ CREATE TRIGGER marker_hides AFTER INSERT ON marker BEGIN
         hidden = hidden + (SELECT count(*) FROM segment WHERE hour = NEW.hour AND stem = NEW.stem)
     WHERE id = NEW.hour;
 END;
-
+"""
+_ROWS = """
 INSERT INTO place (id, channel, quality) VALUES (1, 'desertbus', 'source');
 INSERT INTO peer (name, target) VALUES ('node-b', 'x');
 INSERT INTO marker (hour, stem, source, hidden_at_ns) VALUES (1 << 27 | 1, 'old', 'watch', 5);
 UPDATE delivery SET state = 7;
-""",
+"""
+_TABLES_2 = """
+ALTER TABLE marker ADD COLUMN origin TEXT;
+ALTER TABLE marker ADD COLUMN sender TEXT;
+CREATE INDEX marker_awaited ON marker (id) WHERE in_tree = 0;
+
+ALTER TABLE delivery ADD COLUMN data INTEGER;
+ALTER TABLE delivery ADD COLUMN data_asked_at_ns INTEGER;
+"""
+OLDER: dict[int, str] = {
+    0: "",
+    1: _TABLES_1 + _ROWS,
+    2: _TABLES_1 + _TABLES_2 + _ROWS,
 }
 
 

@@ -525,6 +525,19 @@ def test_answers_for_what_is_not_there_are_skipped(writer: Writer, peers: dict[s
     assert answer(writer, 99, known) == []
 
 
+@pytest.mark.parametrize("state", [state for state in State if state is not State.HELD])
+def test_what_is_held_while_it_is_on_its_way_stays_held_unless_it_arrives(
+    state: State, writer: Writer, reader: Reader, peers: dict[str, int]
+) -> None:
+    (hidden,) = hide(writer, HOUR, STEM)
+    with writer.transaction():
+        writer.hold_pending([hidden.marker])
+    outcome = Outcome(hidden.marker, state, 1)
+    arrives = state in (State.RECEIVED, State.NOT_DURABLE, State.CONFIRMED, State.HOUR_GONE)
+    assert answer(writer, peers["node-b"], outcome) == ([(outcome, State.HELD)] if arrives else [])
+    assert states(reader, HOUR, STEM) == {"node-b": state if arrives else State.HELD, "node-c": State.HELD}
+
+
 @pytest.mark.parametrize("state", list(State))
 def test_a_delivery_is_due_in_the_states_that_say_so(
     state: State, writer: Writer, reader: Reader, peers: dict[str, int]

@@ -23,7 +23,7 @@ from tests.support.waiting import wait_for
 from tombsync import precedence
 from tombsync.audit import Event
 from tombsync.errors import IndexDamaged
-from tombsync.index import DeliveryOutcomes, Facts, Outcome, Reader, SegmentRows, Writer, index_path
+from tombsync.index import DeliveryOutcomes, Due, Facts, Outcome, Reader, SegmentRows, Writer, index_path
 from tombsync.intake import MISSED_AFTER_S, Intake, owner_name
 from tombsync.metrics import Metrics
 from tombsync.names import Hour, Marked, hour_number
@@ -51,6 +51,7 @@ class Bench:
         self.watch_answers = False
         self.breaker = Breaker(1_000_000)
         self.hidden_when_woken: list[int] = []  # tombstones that another process could see when the pushers were woken
+        self.holds_changed: list[list[Due]] = []  # what was held for the first peer, each time that it was told
         self.intake = self.make(Tree(str(self.root)))
 
     def make(self, tree: Tree) -> Intake:
@@ -64,6 +65,7 @@ class Bench:
             on_news=lambda _: self.hidden_when_woken.append(self.reader.totals()[3]),
             watch_answers=lambda: self.watch_answers,
             breaker=self.breaker,
+            on_holds_changed=lambda: self.holds_changed.append(self.reader.held(1, below=None, limit=100)),
         )
         return self.intake
 
@@ -545,3 +547,41 @@ def test_it_ends_while_the_index_takes_nothing(full: Bench) -> None:
     driver.stop()
     assert driver.join(WAIT_S)
     assert driver.failure is None
+
+
+# -- a mass of marks ---------------------------------------------------------------------------------------------------
+
+
+def test_a_mass_that_began_before_a_restart_is_held(bench: Bench) -> None:
+    bench.writer.sync_peers({"node-b": "tree://b"})
+    stems = [stem_of(number) for number in range(5)]
+    bench.touch(*stems)
+    bench.breaker = Breaker(3)
+    bench.make(Tree(str(bench.root)))
+    bench.see(*stems[:3])
+    assert bench.holds_changed == []
+    bench.breaker = Breaker(3)
+    bench.make(Tree(str(bench.root)))
+    bench.see(stems[3])
+    assert len(bench.holds_changed[0]) == 4  # the pushers have the earlier ones in their queues
+    bench.see(stems[4])
+    assert len(bench.holds_changed) == 1  # and never had this one
+    assert len(bench.reader.held(1, below=None, limit=10)) == 5
+
+
+def test_what_ends_a_hold_is_told_and_wakes_the_pushers(bench: Bench) -> None:
+    bench.writer.sync_peers({"node-b": "tree://b"})
+    stems = [stem_of(number) for number in range(3)]
+    bench.touch(*stems)
+    bench.breaker = Breaker(0)
+    bench.make(Tree(str(bench.root)))
+    bench.see(*stems)
+    bench.holds_changed.clear()
+    bench.mailbox.put_sightings(
+        [Sighting(Marked(HOUR, stem), Source.INBOX, 0, sender="node-c", origin="node-d") for stem in stems[:2]]
+    )
+    bench.turn()
+    assert [[due.marked.stem for due in held] for held in bench.holds_changed] == [[stems[2]]]
+    (record,) = bench.journal.records(Event.HOLD_ENDED)
+    assert (record["TOMBSYNC_PEER"], record["TOMBSYNC_COUNT"]) == ("node-c", "2")
+    assert len(bench.journal.records(Event.HIDDEN)) == 3

@@ -22,12 +22,12 @@ from tests.support.waiting import wait_for
 from tombsync import plan, precedence
 from tombsync.audit import Audit, Event, StderrSink
 from tombsync.errors import HostKeyChanged, PeerError, PeerLost, PeerTimeout, PeerUnreachable
-from tombsync.index import PeerVerified, Reader, Writer
+from tombsync.index import DeliveriesHeld, HoldsEnded, PeerVerified, Reader, Writer
 from tombsync.metrics import Metrics
 from tombsync.peers import Connector, Job
-from tombsync.plan import State
+from tombsync.plan import Breaker, State
 from tombsync.push import FRESH_S, PING_INTERVAL_S, Pusher
-from tombsync.work import TRANSACTION_ROWS, Batch, Beats, Driver, Mailbox
+from tombsync.work import TRANSACTION_ROWS, Batch, Beats, Driver, Mailbox, Source
 
 VERIFY_S = 3600.0
 LONG_S = 1000.0  # longer than any backoff
@@ -992,3 +992,100 @@ def test_errors_of_a_stopped_pusher_are_nobodys_business(world: World) -> None:
         world.turn()
     assert len(world.journal.records) == recorded
     assert world.metric("push_failures_total", reason="lost") == 0
+
+
+# -- what is held ------------------------------------------------------------------------------------------------------
+
+
+def hold(world: World, markers: list[int]) -> None:
+    world.writer.apply([DeliveriesHeld(markers, lambda: None)])
+
+
+@pytest.mark.parametrize("queued_as", ["offer", "backlog"])
+def test_what_is_held_while_it_is_queued_is_not_sent(queued_as: str, world: World) -> None:
+    world.peer.window = 2
+    world.deliver()
+    world.peer.answers_a_turn = 0
+    if queued_as == "backlog":
+        markers = world.hide(100, age_s=FRESH_S + 1, wake=False)
+        world.pusher.look_again()
+        world.turn(2)
+    else:
+        markers = world.hide(10)
+    on_their_way = set(world.submitted[1:])
+    assert 0 < len(on_their_way) < 50 if queued_as == "backlog" else not on_their_way
+    hold(world, markers)
+    world.pusher.look_again()
+    world.peer.answers_a_turn = 1_000_000
+    world.run()
+    creating = {job.marker for job in world.peer.submitted[1:] if not job.ask_only}
+    assert creating == on_their_way
+    assert world.states([marker for marker in markers if marker not in on_their_way]) == {State.HELD}
+    world.writer.apply([HoldsEnded(markers, lambda _: None)])
+    world.pusher.look_again()
+    world.run()
+    assert world.states(markers) == {State.CONFIRMED}
+
+
+def test_a_withdrawal_waits_for_what_is_on_its_way_and_keeps_back_the_rest(world: World) -> None:
+    """As for `unmark`, which asks the peers only then."""
+    world.deliver()
+    world.peer.window = 3
+    world.peer.answers_a_turn = 0
+    markers = world.hide(100, age_s=FRESH_S + 1, wake=False)
+    world.pusher.look_again()
+    world.turn(2)
+    on_their_way = world.submitted[1:]
+    assert 0 < len(on_their_way) < 50
+    hold(world, markers)
+    done: list[int] = []
+    world.pusher.withdraw(frozenset(markers), lambda: done.append(len(world.submitted)))
+    world.turn(3)
+    world.commit()
+    assert done == []
+    world.peer.answers_a_turn = 1_000_000
+    world.turn()
+    assert done == []  # answered, and the index does not know it yet
+    world.commit()
+    world.turn()
+    assert len(done) == 1
+    assert world.states(on_their_way) == {State.CONFIRMED}
+    world.run()
+    assert [job.marker for job in world.peer.submitted[1:] if not job.ask_only] == on_their_way
+    assert world.states([marker for marker in markers if marker not in on_their_way]) == {State.HELD}
+
+
+def test_a_withdrawal_ends_with_the_session_that_had_it_on_its_way(world: World) -> None:
+    world.deliver()
+    world.peer.answers_a_turn = 0
+    markers = world.hide(2)
+    world.turn(2)
+    hold(world, markers)
+    done: list[None] = []
+    world.pusher.withdraw(frozenset(markers), lambda: done.append(None))
+    world.turn()
+    assert done == []
+    world.sessions[-1].lose()
+    world.turn(2)
+    assert done == [None]
+
+
+def test_ten_thousand_old_tombstones_that_the_peer_has_are_not_held_for_long(world: World) -> None:
+    """A first start, or a node that a stock backfiller has filled: a mass by its ctimes."""
+    breaker, count = Breaker(500), 10_000
+    stems = [f"{stem_of(number % 3600)}-{number}" for number in range(count)]
+    for stem in stems:
+        world.peer.make_file(f"{HOUR.path}/{stem}.tombstone")
+    world.peer.window = 1000
+    markers = []
+    for start in range(0, count, TRANSACTION_ROWS):
+        sightings = seen(HOUR, *stems[start : start + TRANSACTION_ROWS], source=Source.RESCAN)
+        markers += [hidden.marker for hidden in world.writer.hide(sightings, time.time_ns(), breaker)]
+    assert world.counts()[State.HELD] == count
+    before = world.peer.look()
+    world.pusher._on_holds_ended = world.pusher.look_again
+    while world.counts() != {State.CONFIRMED: count}:
+        world.turn(3)
+        world.commit()
+        assert len(world.peer.submitted) <= 3 * count, "asked again and again"
+    assert world.peer.look() == before

@@ -105,7 +105,7 @@ def test_what_is_answered_and_committed_during_a_query_is_not_submitted_again() 
     queue.offer([delivery(number) for number in range(2, 100)])  # too many: looked up
     assert submit(queue) == [2]
     queue.answered([Answer(2, State.CONFIRMED)])
-    queue.connected()
+    queue.begin_again()
 
     def commit_the_second() -> None:
         index.rows = []

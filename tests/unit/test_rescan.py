@@ -94,6 +94,7 @@ class Bench:
         self.identity = self.tree.adopt()
         self.believed = self.may_begin = True
         self.accept_lost = False
+        self.held_back: set[int] = set()
         self.missed = 0
         self.open()
 
@@ -117,6 +118,7 @@ class Bench:
             may_begin=lambda: self.may_begin,
             on_missed=self._on_missed,
             accept_lost=self._accept_lost,
+            held_back=lambda marker: marker in self.held_back,
         )
         self.intake = Intake(
             tree=self.tree,
@@ -770,6 +772,46 @@ def test_a_vanished_one_that_cannot_be_put_back_is_told_and_tried_again(
         bench.pass_time(60.1)
         assert (directory / "one.tombstone").exists()
         assert restored(bench) == 1
+
+
+def test_what_a_person_may_be_taking_back_is_not_put_back_meanwhile(bench: Bench) -> None:
+    directory = bench.make(A, "one.ts", "one.tombstone")
+    bench.start()
+    row = bench.reader.marker(Marked(hour_of(directory), "one"))
+    assert row is not None
+    (directory / "one.tombstone").unlink()
+    bench.visit(directory)
+    bench.held_back.add(row.marker)
+    bench.pass_time(61)
+    assert not (directory / "one.tombstone").exists()
+    bench.held_back.clear()
+    bench.pass_time(61)
+    assert (directory / "one.tombstone").exists()
+
+
+def test_what_was_taken_back_since_its_rows_were_read_is_not_marked_anew(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = bench.make(A, "one.ts", "one.tombstone")
+    bench.start()
+    hour = hour_of(directory)
+    (directory / "one.tombstone").unlink()
+    bench.visit(directory)
+    read = Reader.markers
+
+    def and_then_taken_back(reader: Reader, asked: Hour) -> dict[str, bool]:
+        found = read(reader, asked)
+        with bench.writer.transaction():
+            bench.writer.forget_markers(hour, ["one"], "0")
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Reader, "markers", and_then_taken_back)
+        bench.pass_time(61)
+    assert os.listdir(directory) == ["one.ts"]
+    assert restored(bench) == 0
+    bench.await_settled(directory)
+    assert bench.listing(directory) == ["one.ts"]
 
 
 def test_a_restart_begins_the_minute_anew(bench: Bench) -> None:

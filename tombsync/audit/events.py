@@ -48,6 +48,11 @@ class Event(Enum):
     )
     RELEASED = "4faa58f2d9884e24ab584ee333419221", NOTICE, "a person let held marks go to the peers"
     UNMARKED = "5bd3630e3aaa41eb9b6f664aea0bf9d8", NOTICE, "a person took a mark back, which no other node had"
+    UNMARK_FAILED = (
+        "68917f79fceb4badadff8e3356d1190f",
+        WARNING,
+        "a mark was not taken back after all: it goes on hiding",
+    )
     UNMARK_OVERTAKEN = (
         "d3f52a359772412d9ef3168fb4029f4d",
         WARNING,

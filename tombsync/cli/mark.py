@@ -108,6 +108,7 @@ def mark(
     audit = open_audit(settings.node) if to_journald and not dry_run else None
     results = []
     agent = reader if reader is not None and agent_runs(settings) else None
+    patient = True
     try:
         with tree.open_root() as root_fd:
             _require_known_root(tree, root_fd, identity)
@@ -121,13 +122,13 @@ def mark(
                     result.outcome, result.error = "failed", str(exc)
                     tell_error(exc)
                 else:
-                    if agent is not None and not dry_run and not _await_hidden(result, agent):
-                        agent = None  # one wait is enough
+                    if agent is not None and patient and not dry_run and not _await_hidden(result, agent):
+                        patient = False  # one wait is enough
                         warn("the agent has not hidden it in time; `tombsync status` says how it is")
                     if not as_json:
                         _say(result)
                 results.append(result)
-        if agent is not None:
+        if agent is not None and not dry_run:
             _let_go(settings, agent, results)
     finally:
         if audit is not None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import click
 
@@ -155,9 +154,13 @@ def _require_ours(settings: Settings, reader: Reader, rows: Sequence[MarkerRow],
         shown = printable(row.marked.path)
         if row.sender:
             reasons.append(f"{shown}: it came from {row.sender}")
+        elif row.also_from:
+            reasons.append(f"{shown}: {row.also_from} brought it too")
         for delivery in reader.deliveries(row.marker):
             if delivery.state not in allowed:
                 reasons.append(f"{shown}: {delivery.peer}: {delivery.state.word}")
+            elif delivery.ever_there or delivery.confirmed_at_ns is not None:
+                reasons.append(f"{shown}: {delivery.peer} had it once, and may have passed it on")
             elif delivery.peer not in configured:
                 reasons.append(f"{shown}: {delivery.peer} is no longer in the settings, so it cannot be asked")
     _refuse(reasons)
@@ -188,19 +191,15 @@ def _refuse(reasons: Sequence[str]) -> None:
 
 def _take_back(settings: Settings, reader: Reader, rows: Sequence[MarkerRow], reason: str) -> dict[int, str]:
     """Hold the deliveries, ask again, remove the tombstones, have the agent forget; why some are kept, by marker."""
-    from tombsync.daemon import request_taking_back
-
     tree, identity = Tree(settings.root), known_root(settings, reader)
     kept = {row.marker: "not done" for row in rows}  # until it is
     with _held(settings, reader, rows, kept):
         _require_ours(settings, reader, rows, held=True)
         _require_nowhere_else(settings, reader, rows)
-        _remove(settings, tree, identity, rows, reason, kept)
+        _remove(tree, identity, rows, kept)
         gone = [row for row in rows if row.marker not in kept]
         if gone:
-            path = request_taking_back(settings.state_dir, [row.marked for row in gone])
-            if not await_request(settings, path, "to take the marks back", _HELD_WITHIN_S):
-                raise errors.AgentNotRunning(settings.state_dir)
+            _forget(settings, reader, gone, reason)
         for row in gone:
             if reader.marker_of_key(row.marker) is not None:
                 kept[row.marker] = "it came back, or was released, meanwhile: it goes on hiding"
@@ -214,46 +213,57 @@ def _held(settings: Settings, reader: Reader, rows: Sequence[MarkerRow], kept: d
 
     What was removed and not forgotten stays held: nobody is told of it, and the rescan puts it back.
     """
-    from tombsync.daemon import request_hold, request_resume
+    from tombsync.daemon import holding, request_resume
 
-    pending = [row.marker for row in rows if any(d.state is State.PENDING for d in reader.deliveries(row.marker))]
-    path = request_hold(settings.state_dir, [row.marker for row in rows])
-    try:
-        if not await_request(settings, path, "to hold them back", _HELD_WITHIN_S):
-            raise errors.AgentNotRunning(settings.state_dir)
-        yield
-    finally:
-        with suppress(OSError):
-            os.unlink(path)
-        if resumed := [marker for marker in pending if marker in kept]:
-            request_resume(settings.state_dir, resumed)
+    markers = [row.marker for row in rows]
+    pending = [marker for marker in markers if any(d.state is State.PENDING for d in reader.deliveries(marker))]
+    with holding(settings.state_dir, markers, pending=pending, actor=claimed_actor()) as path:
+        try:
+            if not await_request(settings, path, "to hold them back", _HELD_WITHIN_S):
+                raise errors.AgentNotRunning(settings.state_dir)
+            yield
+        finally:
+            if resumed := [marker for marker in pending if marker in kept]:
+                request_resume(settings.state_dir, resumed)
 
 
-def _remove(
-    settings: Settings, tree: Tree, identity: str, rows: Sequence[MarkerRow], reason: str, kept: dict[int, str]
-) -> None:
-    """Remove the tombstones, one record each; what is removed goes out of `kept`, the rest says why."""
+def _remove(tree: Tree, identity: str, rows: Sequence[MarkerRow], kept: dict[int, str]) -> None:
+    """Remove the tombstones; what is removed goes out of `kept`, the rest says why."""
     hours: dict[Hour, dict[str, MarkerRow]] = {}
     for row in rows:
         hours.setdefault(row.marked.hour, {})[row.marked.stem] = row
-    actor, records = claimed_actor(), Records(settings)
-    why = f": {reason}" if reason else ""
+    for hour, group in hours.items():
+        try:
+            for marked, error in remove_tombstones(tree, identity, hour, list(group)):
+                marker = group[marked.stem].marker
+                if error is not None:
+                    kept[marker] = error.reason
+                    tell_error(error)
+                    continue
+                del kept[marker]
+        except (errors.NotTakenBack, errors.RootMissing, errors.RootNotBelieved) as exc:
+            tell_error(exc)
+
+
+def _forget(settings: Settings, reader: Reader, gone: Sequence[MarkerRow], reason: str) -> None:
+    """Have the agent forget them, which records each. Raises AgentNotRunning and AgentSlow: it will not do it later."""
+    from tombsync.daemon import taking_back
+
+    actor = claimed_actor()
     try:
-        for hour, group in hours.items():
-            try:
-                for marked, error in remove_tombstones(tree, identity, hour, list(group)):
-                    marker = group[marked.stem].marker
-                    if error is not None:
-                        kept[marker] = error.reason
-                        tell_error(error)
-                        continue
-                    del kept[marker]
-                    text = f"{actor} takes back the mark of {printable(marked.path)}{why}"
-                    records.add(Event.UNMARKED, text, marked=marked, actor=actor, reason=reason or None)
-            except (errors.NotTakenBack, errors.RootMissing, errors.RootNotBelieved) as exc:
-                tell_error(exc)
-    finally:
+        with taking_back(settings.state_dir, [row.marker for row in gone], actor=actor, reason=reason) as path:
+            if not await_request(settings, path, "to take the marks back", _HELD_WITHIN_S):
+                raise errors.AgentNotRunning(settings.state_dir)
+    except (errors.AgentNotRunning, errors.AgentSlow, KeyboardInterrupt):
+        records = Records(settings)
+        for row in gone:
+            if reader.marker_of_key(row.marker) is not None:
+                text = (
+                    f"{printable(row.marked.path)} was removed by {actor}, and not forgotten: it hides, and is put back"
+                )
+                records.add(Event.UNMARK_FAILED, text, marked=row.marked, actor=actor)
         records.close()
+        raise
 
 
 # -- afterwards -------------------------------------------------------------------------------------------------------

@@ -3,18 +3,18 @@
 from tombsync.daemon.agent import Agent
 from tombsync.daemon.once import rescan_once
 from tombsync.daemon.parts import believe_root, open_index, request_adoption, target_of, target_text
-from tombsync.daemon.requests import request_hold, request_release, request_resume, request_taking_back
+from tombsync.daemon.requests import holding, request_release, request_resume, taking_back
 
 __all__ = [
     "Agent",
     "believe_root",
+    "holding",
     "open_index",
     "request_adoption",
-    "request_hold",
     "request_release",
     "request_resume",
-    "request_taking_back",
     "rescan_once",
+    "taking_back",
     "target_of",
     "target_text",
 ]

@@ -137,6 +137,7 @@ class Agent:
             may_begin=watch.walked.is_set,
             on_missed=watch.walk_again,
             accept_lost=lambda: take_adoption(settings.state_dir),
+            held_back=lambda marker: requests.holds(marker),  # noqa: PLW0108 (there are no requests yet)
         )
 
         def make_pusher(peer: config.PeerSettings, key: int) -> Pusher:
@@ -167,6 +168,7 @@ class Agent:
             watch_answers=rescan.first_done.is_set,
             breaker=breaker,
             on_written=checkpointer.note_written,
+            on_holds_changed=pushers.look_again,
         )
         inbox = make_inbox(
             settings,
@@ -205,6 +207,7 @@ class Agent:
         if guard.believed():
             crew.beats.beat("watch")
             watch.start()
+        requests = Requests(settings.state_dir, mailbox, audit, pushers, partial(lacks_tombstone, tree, identity))
         crew.drive(rescan)
         # What was imported and built lives as long as the process: the collector need not look at it again and again,
         # for 90 ms in which nothing is hidden or answered (benchmarks/scrape.py).
@@ -218,7 +221,7 @@ class Agent:
             signals=self._signals,
             pushers=pushers,
             reloader=reloader,
-            requests=Requests(settings.state_dir, mailbox, audit, pushers, partial(lacks_tombstone, tree, identity)),
+            requests=requests,
             rescan=rescan,
             notifier=notifier,
             audit=audit,

@@ -1,31 +1,34 @@
 """What commands ask of the agent that only it can do, as it alone writes the index: small files in the state directory.
 
-A request is put in place whole and stays until it was done, so it also waits for an agent that is down.
+A request is put in place whole and stays until it was done, so it also waits for an agent that is down. What takes
+marks back is under a lock of the command, and counts only as long as that lives: nobody else would ask the peers again.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from tombsync.audit import Audit, Event
 from tombsync.daemon.pushers import Pushers
-from tombsync.errors import BadName, StateRefused
-from tombsync.index import DeliveriesHeld, HoldsEnded, MarksTakenBack
-from tombsync.names import Hour, Marked, strict_path
-from tombsync.work import TRANSACTION_ROWS, Batch, Mailbox
+from tombsync.errors import StateRefused
+from tombsync.index import DeliveriesHeld, HoldsEnded, HoldsEndedUpTo, MarksTakenBack
+from tombsync.names import Marked, printable
+from tombsync.work import TRANSACTION_ROWS, Batch, Mailbox, Source
 
 log = logging.getLogger(__name__)
 
 _DIRECTORY = "requests"
 _SUFFIX = ".json"
+_LEASE = ".lease"  # of a request that is done, and undone when whoever asked dies
 _T = TypeVar("_T")
 
 
@@ -36,6 +39,9 @@ class _Kind(StrEnum):
     TAKE_BACK = "take-back"
 
 
+_WHILE_ALIVE = (_Kind.HOLD, _Kind.TAKE_BACK)
+
+
 def request_release(state_dir: str, *, up_to: int, actor: str) -> str:
     """Ask that every tombstone up to this marker that is held goes to the peers; the request's path, gone when it does.
 
@@ -44,22 +50,49 @@ def request_release(state_dir: str, *, up_to: int, actor: str) -> str:
     return _put(state_dir, {"kind": _Kind.RELEASE, "up_to": up_to, "actor": actor})
 
 
-def request_hold(state_dir: str, markers: Sequence[int]) -> str:
-    """Ask that pending deliveries of these markers wait, and that none of them is on its way any more; see above."""
-    return _put(state_dir, {"kind": _Kind.HOLD, "markers": list(markers)})
-
-
 def request_resume(state_dir: str, markers: Sequence[int]) -> str:
     """Ask that held deliveries of these markers go to the peers; as `request_release`."""
     return _put(state_dir, {"kind": _Kind.RESUME, "markers": list(markers)})
 
 
-def request_taking_back(state_dir: str, segments: Iterable[Marked]) -> str:
-    """Ask that these marks are forgotten: their tombstones were removed, and all their deliveries are held."""
-    return _put(state_dir, {"kind": _Kind.TAKE_BACK, "segments": [marked.path for marked in segments]})
+@contextmanager
+def holding(state_dir: str, markers: Sequence[int], *, pending: Sequence[int], actor: str) -> Iterator[str]:
+    """Ask that pending deliveries of these markers wait, and none of them is on its way any more, until the block ends.
+
+    Yields the request's path, gone when it is so. Whoever dies in the block has given up: what was `pending` goes on.
+    """
+    document = {"kind": _Kind.HOLD, "markers": list(markers), "pending": list(pending), "actor": actor}
+    with _while_alive(state_dir, document) as path:
+        yield path
 
 
-def _put(state_dir: str, document: dict[str, Any]) -> str:
+@contextmanager
+def taking_back(state_dir: str, markers: Sequence[int], *, actor: str, reason: str) -> Iterator[str]:
+    """Ask that these marks are forgotten: their tombstones were removed, and all their deliveries are held.
+
+    Yields the request's path, gone when it is done; what is not done when the block ends is not done any more.
+    """
+    document = {"kind": _Kind.TAKE_BACK, "markers": list(markers), "actor": actor, "reason": reason}
+    with _while_alive(state_dir, document) as path:
+        yield path
+
+
+@contextmanager
+def _while_alive(state_dir: str, document: dict[str, Any]) -> Iterator[str]:
+    """A request that counts only as long as whoever asks lives, which the lock on its file tells."""
+    fds: list[int] = []
+    path = _put(state_dir, document, locked=fds)
+    try:
+        yield path
+    finally:
+        for name in (path, path + _LEASE):  # in the order in which the agent renames
+            with suppress(OSError):
+                os.unlink(name)
+        os.close(fds[0])
+
+
+def _put(state_dir: str, document: dict[str, Any], *, locked: list[int] | None = None) -> str:
+    """`locked`: gets a descriptor of it that holds a lock, from before it can be seen."""
     directory = os.path.join(state_dir, _DIRECTORY)
     path = os.path.join(directory, f"{document['kind']}-{uuid.uuid4().hex}{_SUFFIX}")
     new = path + ".new"
@@ -70,11 +103,23 @@ def _put(state_dir: str, document: dict[str, Any]) -> str:
             json.dump(document, file)
             file.flush()
             os.fsync(fd)
+            if locked is not None:
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                locked.append(os.dup(fd))  # of one open file, and so of one lock
         _give_to_owner(state_dir, directory, new)
         os.rename(new, path)
     except OSError as exc:
         raise StateRefused(path, exc.strerror or str(exc)) from exc
     return path
+
+
+def _asker_lives(file: IO[str]) -> bool:
+    """Whether whoever asked by this file, under a lock, is still there."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
 
 
 def _give_to_owner(state_dir: str, *paths: str) -> None:
@@ -103,6 +148,11 @@ class Requests:
         self._pushers = pushers
         self._is_gone = is_gone
         self._taken: set[str] = set()
+        self._held: frozenset[int] = frozenset()  # replaced as a whole
+
+    def holds(self, marker: int) -> bool:
+        """Whether a command that lives may be taking this mark back; from any thread."""
+        return marker in self._held
 
     def take(self) -> None:
         """Begin what is asked for."""
@@ -110,53 +160,105 @@ class Requests:
             names = os.listdir(self._directory)
         except OSError:  # nobody ever asked
             return
+        held: set[int] = set()
         for name in sorted(names):
             path = os.path.join(self._directory, name)
-            if name.endswith(_SUFFIX) and path not in self._taken:
+            if name.endswith(_LEASE):
+                held.update(self._look_after(path))
+            elif name.endswith(_SUFFIX) and path not in self._taken:
                 self._taken.add(path)
                 self._begin(path)
+        self._held = frozenset(held)
 
     def _begin(self, path: str) -> None:
         try:
             with open(path, encoding="utf-8") as file:
                 document = json.load(file)
+                if document["kind"] in _WHILE_ALIVE and not _asker_lives(file):
+                    log.warning("%s: whoever asked for it has died, and so it is not done", path)
+                    _remove(path)
+                    return
             batches = list(self._batches(path, document))
         except FileNotFoundError:
             return
-        except (OSError, ValueError, TypeError, KeyError, BadName) as exc:
+        except (OSError, ValueError, TypeError, KeyError) as exc:
             log.warning("a request that cannot be read is left alone: %s: %s", path, exc)
             return
         for batch in batches:
             self._mailbox.put_urgent(batch)
 
     def _batches(self, path: str, document: dict[str, Any]) -> Iterable[Batch]:
-        """What does it. Raises KeyError, TypeError, ValueError, BadName."""
+        """What does it. Raises KeyError, TypeError, ValueError."""
         match document["kind"]:
             case _Kind.RELEASE:
-                up_to, actor = int(document["up_to"]), str(document["actor"])
-                yield HoldsEnded(lambda ended: self._released(path, actor, ended), up_to=up_to)
+                yield self._release(path, int(document["up_to"]), str(document["actor"]), 0)
             case _Kind.RESUME:
-                markers = [int(marker) for marker in document["markers"]]
-                yield HoldsEnded(lambda _: self._resumed(path), markers=markers)
+                yield from self._resume(path, _markers_of(document))
             case _Kind.HOLD:
-                markers = [int(marker) for marker in document["markers"]]
+                markers = _markers_of(document)
                 parts = list(_parts(markers))
                 done = _After(len(parts), lambda: self._withdraw(path, frozenset(markers)))
                 yield from (DeliveriesHeld(part, done.one) for part in parts)
             case _Kind.TAKE_BACK:
-                hours: dict[Hour, list[str]] = {}
-                for marked in map(strict_path, document["segments"]):
-                    hours.setdefault(marked.hour, []).append(marked.stem)
-                groups = [(hour, part) for hour, stems in hours.items() for part in _parts(stems)]
-                done = _After(len(groups), lambda: _remove(path))
-                yield from (MarksTakenBack(hour, part, self._is_gone, done.one) for hour, part in groups)
+                yield from self._take_back(path, document)
             case kind:
                 raise ValueError(f"no kind of request: {kind!r}")
 
+    def _release(self, path: str, up_to: int, actor: str, before: int) -> Batch:
+        """A transaction's worth, the newest first; `before`: how many were released already."""
+        return HoldsEndedUpTo(up_to, lambda ended: self._released(path, up_to, actor, before, ended))
+
+    def _resume(self, path: str, markers: Sequence[int]) -> Iterable[Batch]:
+        parts = list(_parts(markers))
+        done = _After(len(parts), lambda: self._resumed(path))
+        return [HoldsEnded(part, lambda _: done.one()) for part in parts]
+
+    def _take_back(self, path: str, document: dict[str, Any]) -> Iterable[Batch]:
+        actor, reason = str(document["actor"]), str(document["reason"])
+        parts = list(_parts(_markers_of(document)))
+        done = _After(len(parts), lambda: _remove(path))
+
+        def is_gone(marked: Marked) -> bool:
+            return os.path.exists(path) and self._is_gone(marked)  # whoever asked may have given up meanwhile
+
+        def taken_back(forgotten: Sequence[Marked], kept: Sequence[Marked]) -> None:
+            self._tell_taken_back(forgotten, actor, reason)
+            if os.path.exists(path):  # else whoever asked says so
+                self._tell_kept(kept, actor)
+            done.one()
+
+        return [MarksTakenBack(part, is_gone, taken_back) for part in parts]
+
+    def _look_after(self, path: str) -> Sequence[int]:
+        """What is held for a command, as long as that lives; else what was pending before goes on."""
+        try:
+            with open(path, encoding="utf-8") as file:
+                document = json.load(file)
+                alive = _asker_lives(file)
+            if alive or path in self._taken:
+                return _markers_of(document)
+            pending, actor = [int(marker) for marker in document["pending"]], str(document["actor"])
+        except FileNotFoundError:
+            return ()
+        except (OSError, ValueError, TypeError, KeyError) as exc:
+            if path not in self._taken:
+                self._taken.add(path)
+                log.warning("what is held for a command cannot be read, and stays held: %s: %s", path, exc)
+            return ()
+        self._taken.add(path)
+        text = f"`tombsync unmark` by {actor} died and took nothing more back; {len(pending)} that it held back go on"
+        self._audit.record(Event.UNMARK_FAILED, text, actor=actor, count=len(pending))
+        for batch in self._resume(path, pending):
+            self._mailbox.put_urgent(batch)
+        return ()
+
     # -- at the commit, in the intake's thread ------------------------------------------------------------------------
 
-    def _released(self, path: str, actor: str, ended: int) -> None:
-        self._audit.record(Event.RELEASED, f"{actor} released {ended} held tombstones", actor=actor, count=ended)
+    def _released(self, path: str, up_to: int, actor: str, before: int, ended: int) -> None:
+        if ended:  # page by page, as hiding waits for each transaction
+            self._mailbox.put_urgent(self._release(path, up_to, actor, before + ended))
+            return
+        self._audit.record(Event.RELEASED, f"{actor} released {before} held tombstones", actor=actor, count=before)
         self._resumed(path)
 
     def _resumed(self, path: str) -> None:
@@ -165,9 +267,21 @@ class Requests:
 
     def _withdraw(self, path: str, markers: frozenset[int]) -> None:
         pushers = self._pushers.all
-        done = _After(len(pushers), lambda: _remove(path))
+        done = _After(len(pushers), lambda: _keep_as_lease(path))
         for pusher in pushers:
             pusher.withdraw(markers, done.one)
+
+    def _tell_taken_back(self, forgotten: Sequence[Marked], actor: str, reason: str) -> None:
+        why = f": {reason}" if reason else ""
+        told: dict[str, Any] = {"reason": reason} if reason else {}
+        for marked in forgotten:
+            text = f"{actor} took back the mark of {printable(marked.path)}{why}"
+            self._audit.record(Event.UNMARKED, text, marked=marked, source=Source.COMMAND.value, actor=actor, **told)
+
+    def _tell_kept(self, kept: Sequence[Marked], actor: str) -> None:
+        for marked in kept:
+            text = f"{printable(marked.path)} came back, or was released, before {actor} could take it back: it hides"
+            self._audit.record(Event.UNMARK_FAILED, text, marked=marked, source=Source.COMMAND.value, actor=actor)
 
 
 class _After:
@@ -192,6 +306,16 @@ class _After:
 def _parts(values: Sequence[_T]) -> Iterable[Sequence[_T]]:
     """At most a transaction's worth each."""
     return (values[start : start + TRANSACTION_ROWS] for start in range(0, len(values), TRANSACTION_ROWS))
+
+
+def _markers_of(document: dict[str, Any]) -> list[int]:
+    return [int(marker) for marker in document["markers"]]
+
+
+def _keep_as_lease(path: str) -> None:
+    """It is done, for as long as the command lives; one that has given up has taken the file away."""
+    with suppress(OSError):
+        os.rename(path, path + _LEASE)
 
 
 def _remove(path: str) -> None:

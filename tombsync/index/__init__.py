@@ -9,6 +9,7 @@ from tombsync.index.batches import (
     DeliveryOutcomes,
     Facts,
     HoldsEnded,
+    HoldsEndedUpTo,
     HourGone,
     HourListed,
     MarkersForgotten,
@@ -24,8 +25,8 @@ from tombsync.index.checkpoint import Checkpointer
 from tombsync.index.files import SIDE_FILES, AgentLock, agent_pid, damage_noted, index_path, note_damage, set_aside
 from tombsync.index.hiding import Hidden
 from tombsync.index.peer_rows import PeerAdded, PeerForgotten
-from tombsync.index.proofs import Unconfirmed
-from tombsync.index.reader import DeliveryRow, Due, HourRow, MarkerRow, PeerRow, Reader
+from tombsync.index.proofs import DeliveryRow, Unconfirmed
+from tombsync.index.reader import Due, HourRow, MarkerRow, PeerRow, Reader
 from tombsync.index.writer import Writer
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "Facts",
     "Hidden",
     "HoldsEnded",
+    "HoldsEndedUpTo",
     "HourGone",
     "HourListed",
     "HourRow",

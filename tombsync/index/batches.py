@@ -115,26 +115,37 @@ class MarkersForgotten:
 
 @dataclass
 class MarksTakenBack:
-    """Markers of an hour that a person took back: forgotten where every delivery is held, and the file is gone.
+    """Markers that a person took back: forgotten where every delivery is held, and the file is gone.
 
-    `is_gone` is asked in the very transaction: a tombstone that was made anew meanwhile goes on hiding.
+    `is_gone` is asked in the very transaction: a tombstone that was made anew meanwhile goes on hiding. `on_commit`
+    gets what is forgotten, and what is not. By key, as a stem of whatever bytes can be taken back.
     """
 
-    hour: Hour
-    stems: Sequence[str]
+    markers: Sequence[int]
     is_gone: Callable[[Marked], bool]
-    on_commit: Callable[[], None]
+    on_commit: Callable[[Sequence[Marked], Sequence[Marked]], None]
+    forgotten: list[Marked] = field(default_factory=list)
+    kept: list[Marked] = field(default_factory=list)
 
     @property
     def rows(self) -> int:
-        return len(self.stems)
+        return len(self.markers)
 
     def apply(self, writer: Writer) -> None:
-        gone = [stem for stem in self.stems if self.is_gone(Marked(self.hour, stem))]
-        writer.forget_markers(self.hour, gone, _ALL_BUT_HELD)
+        self.forgotten, self.kept = [], []
+        hours: dict[Hour, list[str]] = {}
+        for marked in writer.marked_of(self.markers):
+            if self.is_gone(marked):
+                hours.setdefault(marked.hour, []).append(marked.stem)
+            else:
+                self.kept.append(marked)
+        for hour, stems in hours.items():
+            forgotten = set(writer.forget_markers(hour, stems, _ALL_BUT_HELD))
+            for stem in stems:
+                (self.forgotten if stem in forgotten else self.kept).append(Marked(hour, stem))
 
     def committed(self) -> None:
-        self.on_commit()
+        self.on_commit(self.forgotten, self.kept)
 
 
 @dataclass
@@ -175,16 +186,34 @@ class DeliveriesHeld:
 
 @dataclass
 class HoldsEnded:
-    """Held deliveries become due: of these markers, or of all up to `up_to`. `on_commit` gets how many markers."""
+    """Held deliveries of these markers become due. `on_commit` gets how many markers had one."""
 
+    markers: Sequence[int]
     on_commit: Callable[[int], None]
-    markers: Sequence[int] | None = None
-    up_to: int = 1 << 62
+    ended: int = 0
+
+    @property
+    def rows(self) -> int:
+        return len(self.markers)
+
+    def apply(self, writer: Writer) -> None:
+        self.ended = writer.end_holds(self.markers)
+
+    def committed(self) -> None:
+        self.on_commit(self.ended)
+
+
+@dataclass
+class HoldsEndedUpTo:
+    """Held deliveries of the newest markers up to this one become due: a transaction's worth, 0 where none is left."""
+
+    marker: int
+    on_commit: Callable[[int], None]
     rows: int = TRANSACTION_ROWS
     ended: int = 0
 
     def apply(self, writer: Writer) -> None:
-        self.ended = writer.end_holds(self.markers, self.up_to)
+        self.ended = writer.end_holds(writer.held_up_to(self.marker))
 
     def committed(self) -> None:
         self.on_commit(self.ended)

@@ -10,18 +10,19 @@ from tombsync.errors import StateRefused
 from tombsync.index import files
 from tombsync.index.peer_rows import PeerRows
 from tombsync.index.reader import Due
-from tombsync.index.schema import HOUR_BITS, to_key
+from tombsync.index.schema import HOUR_BITS, IS_HELD, to_key
 from tombsync.names import Hour, Marked
 from tombsync.plan import Breaker, State
 from tombsync.work import Sight, Sighting, Source
 
-_COLUMNS = "stem, hour, hidden_at_ns, in_tree, pushable, source, ctime_ns, owner_uid, sender, origin"
+_COLUMNS = "stem, hour, hidden_at_ns, in_tree, pushable, source, ctime_ns, owner_uid, sender, origin, meant"
 
 
 class Hidden(NamedTuple):
     """What a sighting changed at `at_ns` (wall time). `pushable`: due for every peer; `first`: it was not hidden.
 
-    `held`: its deliveries wait for a person.
+    `held`: its deliveries wait for a person; `others_held`: those of earlier ones began to wait with it. `hold_ended`:
+    it is known, its deliveries were held, and go on, as a peer brought it.
     """
 
     marker: int
@@ -31,6 +32,8 @@ class Hidden(NamedTuple):
     at_ns: int
     first: bool = True
     held: bool = False
+    others_held: bool = False
+    hold_ended: bool = False
 
     def due(self) -> Due:
         """Its delivery, to whichever peer, as it was just made."""
@@ -60,7 +63,7 @@ class Hiding(PeerRows):
 
     def hide(self, seen: Sequence[tuple[Sighting, Sight]], now_ns: int, breaker: Breaker | None = None) -> list[Hidden]:
         """Record tombstones; at the commit their segments are hidden. Returns what is new: the first sightings, and
-        those that made an earlier one due for the peers, by rising key.
+        those that made an earlier one due for the peers, or ended its hold, by rising key.
 
         One alone is one autocommitted INSERT whose trigger makes the deliveries. `now_ns` is wall time. What belongs to
         a mass of marks by `breaker` has its deliveries held, in the same transaction.
@@ -72,10 +75,26 @@ class Hiding(PeerRows):
                 _count_mark(breaker, *seen[0])
                 self._count_all([hidden])
                 return [hidden]
-        with self.transaction():
-            news = self._hide_all(seen, now_ns, breaker)
+        try:
+            with self.transaction():
+                news = self._hide_all(seen, now_ns, breaker)
+        except BaseException:  # nothing was hidden, and so nothing is counted
+            self._held_window = None
+            if breaker is not None:
+                self.recall(breaker)
+            raise
         self._count_all(news)
         return news
+
+    def recall(self, breaker: Breaker) -> None:
+        """Let it count the marks that are recorded, as if it had seen each of them."""
+        with files.translated(self.path):
+            steps = self.execute(
+                "SELECT ctime_ns / ?, count(*) FROM marker WHERE NOT meant AND ctime_ns IS NOT NULL"
+                " GROUP BY 1 ORDER BY max(id) DESC LIMIT ?",
+                (Breaker.STEP_NS, Breaker.MOST_STEPS),
+            ).fetchall()
+        breaker.recall(dict(reversed(steps)))
 
     def _hide_all(self, seen: Sequence[tuple[Sighting, Sight]], now_ns: int, breaker: Breaker | None) -> list[Hidden]:
         """Many at once: some statements an hour instead of some a row, as each lets go of the interpreter and waits for
@@ -100,20 +119,20 @@ class Hiding(PeerRows):
                 elif hidden := self._seen_again(sighting, sight, now_ns):
                     news.append(hidden)
         news.sort(key=_marker)  # whoever is offered them takes them by rising key
-        masses = [self._hold_of_mass(hidden, breaker) for hidden in news]
-        return self._say_held(news) if any(masses) else news
+        news = [self._hold_of_mass(hidden, breaker) for hidden in news]
+        return self._say_held(news) if any(hidden.held for hidden in news) else news
 
     def _insert(self, hour: int, group: list[tuple[Sighting, Sight]], now_ns: int) -> dict[str, int]:
         """Record stems of one hour; the new ones with their keys. Takes out of the group what is known as it stands."""
         stems = json.dumps([sighting.marked.stem for sighting, _ in group])
         if hour in self._marked_hours:  # the watcher tells again of all that an inbox brings
-            ((array,),) = self.execute(
-                "SELECT json_group_array(stem) FROM marker WHERE hour = ? AND gen = 0 AND in_tree AND pushable"
-                " AND stem IN (SELECT value FROM json_each(?))",
+            ((found,),) = self.execute(
+                "SELECT json_group_object(stem, coalesce(sender, also_from) IS NOT NULL) FROM marker WHERE hour = ?"
+                " AND gen = 0 AND in_tree AND pushable AND stem IN (SELECT value FROM json_each(?))",
                 (hour, stems),
             )
-            if known := set(json.loads(array)):
-                group[:] = [(sighting, sight) for sighting, sight in group if sighting.marked.stem not in known]
+            if known := json.loads(found):  # stem -> whether a peer is known to have it
+                group[:] = [pair for pair in group if not _tells_nothing(pair[0], known.get(pair[0].marked.stem))]
         self._marked_hours.add(hour)
         if not group:
             return {}
@@ -121,7 +140,7 @@ class Hiding(PeerRows):
         rows = [_row(sighting, sight) for sighting, sight in group]
         self.execute(
             f"INSERT OR IGNORE INTO marker ({_COLUMNS}) SELECT value ->> 0, ?1, ?2, value ->> 1, value ->> 2,"
-            " value ->> 3, value ->> 4, value ->> 5, value ->> 6, value ->> 7 FROM json_each(?3)",
+            " value ->> 3, value ->> 4, value ->> 5, value ->> 6, value ->> 7, value ->> 8 FROM json_each(?3)",
             (hour, now_ns, json.dumps(rows)),
         )
         ((found,),) = self.execute(
@@ -130,19 +149,20 @@ class Hiding(PeerRows):
         new: dict[str, int] = json.loads(found)
         return new
 
-    def _hold_of_mass(self, hidden: Hidden, breaker: Breaker | None) -> bool:
-        """Count it, and let its deliveries wait where it belongs to a mass of marks; whether it does."""
-        window = None
-        if hidden.first:
-            if window := _mass_around(breaker, hidden.sighting, hidden.sight):
-                self.hold(hidden.marker, window)
-            _count_mark(breaker, hidden.sighting, hidden.sight)
-        return window is not None
+    def _hold_of_mass(self, hidden: Hidden, breaker: Breaker | None) -> Hidden:
+        """Count it, and let its deliveries wait where it belongs to a mass of marks."""
+        if not hidden.first:
+            return hidden
+        window = _mass_around(breaker, hidden.sighting, hidden.sight)
+        _count_mark(breaker, hidden.sighting, hidden.sight)
+        if window is None:
+            return hidden
+        return hidden._replace(held=True, others_held=self.hold(hidden.marker, window))
 
     def _say_held(self, news: Sequence[Hidden]) -> list[Hidden]:
         """Which of them wait for a person: also some that came before the mass was one."""
         ((array,),) = self.execute(
-            f"SELECT json_group_array(marker) FROM delivery WHERE state = {State.HELD:d} AND marker IN"
+            f"SELECT json_group_array(marker) FROM delivery WHERE {IS_HELD} AND marker IN"
             " (SELECT value FROM json_each(?))",
             (json.dumps([hidden.marker for hidden in news]),),
         )
@@ -155,13 +175,15 @@ class Hiding(PeerRows):
         self._marked_hours.add(hour)
         _, *rest = _row(sighting, sight)
         cursor = self.execute(
-            f"INSERT OR IGNORE INTO marker ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT OR IGNORE INTO marker ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (stem, hour, now_ns, *rest),
         )
         return Hidden(cursor.lastrowid or 0, sighting, sight, pushable, now_ns) if cursor.rowcount == 1 else None
 
     def _seen_again(self, sighting: Sighting, sight: Sight, now_ns: int) -> Hidden | None:
-        """One that is recorded; something where a directory or link of its name made room for a file."""
+        """One that is recorded; something where a directory or link of its name made room for a file, or where a peer
+        has what waits here for a person, and so is no mistake of this node.
+        """
         hour, stem = self.hour_id(sighting.marked.hour), to_key(sighting.marked.stem)
         ((marker, in_tree, was_pushable),) = self.execute(
             "SELECT id, in_tree, pushable FROM marker WHERE hour = ? AND stem = ? AND gen = 0", (hour, stem)
@@ -182,6 +204,13 @@ class Hiding(PeerRows):
             return Hidden(last, sighting, sight, pushable=True, at_ns=now_ns, first=False)
         if not in_tree and sight.ctime_ns is not None:
             self.execute("UPDATE marker SET in_tree = 1 WHERE id = ?", (marker,))
+        if sighting.source is Source.INBOX:
+            self.execute(
+                "UPDATE marker SET meant = 1, also_from = ? WHERE id = ? AND coalesce(sender, also_from) IS NULL",
+                (sighting.sender, marker),
+            )
+            if self.end_holds([marker]):
+                return Hidden(marker, sighting, sight, False, now_ns, first=False, hold_ended=True)
         return None
 
     def _count_all(self, news: Sequence[Hidden]) -> None:
@@ -221,6 +250,11 @@ def _pushable(marked: Marked, sight: Sight) -> bool:
     return sight.regular and not marked.unsafe
 
 
+def _tells_nothing(sighting: Sighting, known: int | None) -> bool:
+    """Whether it is recorded as it stands. `known`: 1 where a peer is known to have it, 0 where not, None if new."""
+    return known == 1 or (known == 0 and sighting.source is not Source.INBOX)
+
+
 def _mass_around(breaker: Breaker | None, sighting: Sighting, sight: Sight) -> tuple[int, int] | None:
     if breaker is None or sight.ctime_ns is None or not _by_hand(sighting, sight):
         return None
@@ -233,7 +267,7 @@ def _count_mark(breaker: Breaker | None, sighting: Sighting, sight: Sight) -> No
 
 
 def _by_hand(sighting: Sighting, sight: Sight) -> bool:
-    """Whether it may be one of a mass that nobody meant: an empty file in the tree.
+    """Whether it may be one of a mass that nobody meant: an empty file in the tree, and so not `meant` in the index.
 
     What came by an inbox was meant on another node, and `mark` asks before it makes many, and writes into each.
     """
@@ -242,7 +276,7 @@ def _by_hand(sighting: Sighting, sight: Sight) -> bool:
 
 def _row(
     sighting: Sighting, sight: Sight
-) -> tuple[str, bool, bool, str, int | None, int | None, str | None, str | None]:
+) -> tuple[str, bool, bool, str, int | None, int | None, str | None, str | None, bool]:
     """The values of _COLUMNS but for hour and time."""
     return (
         sighting.marked.stem,
@@ -253,4 +287,5 @@ def _row(
         sight.owner_uid,
         sighting.sender or None,
         sighting.origin or None,
+        not _by_hand(sighting, sight),
     )

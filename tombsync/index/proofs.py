@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from tombsync.index.schema import HOUR_BITS, HOUR_MASK, IS_OPEN
@@ -21,6 +22,24 @@ class Unconfirmed(NamedTuple):
     detail: str
 
 
+@dataclass(frozen=True, slots=True)
+class DeliveryRow:
+    """One delivery of one marker. Times are wall time in nanoseconds.
+
+    `data`: whether the peer still had data of that stem at `data_asked_at_ns`; None where it was never asked.
+    `ever_there`: it was seen there once, whatever the state says now.
+    """
+
+    peer: str
+    state: State
+    asked_at_ns: int | None
+    confirmed_at_ns: int | None
+    detail: str
+    data: bool | None
+    data_asked_at_ns: int | None
+    ever_there: bool = False
+
+
 class Proofs:
     """What Reader can tell of deliveries; the connection is Reader's."""
 
@@ -29,6 +48,26 @@ class Proofs:
 
     def _place(self, identifier: int) -> dict[int, tuple[str, str]]:
         raise NotImplementedError
+
+    def deliveries(self, marker: int) -> list[DeliveryRow]:
+        """The deliveries of one marker, by peer."""
+        return [
+            DeliveryRow(
+                name,
+                State(state),
+                asked,
+                confirmed,
+                detail or "",
+                None if data is None else bool(data),
+                data_at,
+                bool(ever_there),
+            )
+            for name, state, asked, confirmed, detail, data, data_at, ever_there in self._all(
+                "SELECT name, state, asked_at_ns, confirmed_at_ns, detail, data, data_asked_at_ns, ever_there"
+                " FROM delivery d JOIN peer p ON p.id = d.peer WHERE marker = ? ORDER BY name",
+                (marker,),
+            )
+        ]
 
     def unconfirmed(self, peer: int, *, limit: int) -> Iterator[Unconfirmed]:
         """Deliveries of a peer that are not confirmed and wait for it, newest first; `limit` rows are read at once."""

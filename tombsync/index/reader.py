@@ -12,6 +12,7 @@ from tombsync.index.proofs import Proofs
 from tombsync.index.schema import (
     HIDDEN_STEMS,
     HOUR_BITS,
+    IS_HELD,
     IS_OPEN,
     ROW_NAME,
     from_key,
@@ -31,7 +32,7 @@ _SOURCES = {source.value: source for source in Source}
 _HOUR_COLUMNS = "id, mtime_ns, digest, pass, settled, edits, files"
 _MARKER_COLUMNS = (
     "m.id, m.hour, m.stem, m.source, m.hidden_at_ns, m.ctime_ns, m.owner_uid, m.in_tree, m.pushable, m.sender,"
-    " m.origin, m.gen"
+    " m.origin, m.also_from, m.gen"
 )
 
 
@@ -65,7 +66,10 @@ class Due(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class MarkerRow:
-    """A recorded tombstone. Times are wall time in nanoseconds. `sender` and `origin` as in Sighting."""
+    """A recorded tombstone. Times are wall time in nanoseconds. `sender` and `origin` as in Sighting.
+
+    `also_from`: a peer that brought it when it was marked here already; "" for none.
+    """
 
     marker: int
     marked: Marked
@@ -77,28 +81,13 @@ class MarkerRow:
     pushable: bool
     sender: str
     origin: str
+    also_from: str = ""
     generation: int = 0
 
     @property
     def hides(self) -> bool:
         """Whether this generation, where it is the newest, hides: odd ones took the mark back."""
         return self.generation % 2 == 0
-
-
-@dataclass(frozen=True, slots=True)
-class DeliveryRow:
-    """One delivery of one marker. Times are wall time in nanoseconds.
-
-    `data`: whether the peer still had data of that stem at `data_asked_at_ns`; None where it was never asked.
-    """
-
-    peer: str
-    state: State
-    asked_at_ns: int | None
-    confirmed_at_ns: int | None
-    detail: str
-    data: bool | None
-    data_asked_at_ns: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,8 +258,9 @@ class Reader(Proofs):
     def _marker(self, row: tuple[Any, ...]) -> MarkerRow:
         marked = Marked(self._hour_of(row[1]), from_key(row[2]))
         in_tree, pushable = bool(row[7]), bool(row[8])
+        sender, origin, also_from = (text or "" for text in row[9:12])
         return MarkerRow(
-            row[0], marked, row[3], row[4], row[5], row[6], in_tree, pushable, row[9] or "", row[10] or "", row[11]
+            row[0], marked, row[3], row[4], row[5], row[6], in_tree, pushable, sender, origin, also_from, row[12]
         )
 
     def awaited(self, *, above: int, limit: int) -> list[MarkerRow]:
@@ -280,19 +270,6 @@ class Reader(Proofs):
             (above, limit),
         )
         return [self._marker(row) for row in rows]
-
-    def deliveries(self, marker: int) -> list[DeliveryRow]:
-        """The deliveries of one marker, by peer."""
-        return [
-            DeliveryRow(
-                name, State(state), asked, confirmed, detail or "", None if data is None else bool(data), data_at
-            )
-            for name, state, asked, confirmed, detail, data, data_at in self._all(
-                "SELECT name, state, asked_at_ns, confirmed_at_ns, detail, data, data_asked_at_ns"
-                " FROM delivery d JOIN peer p ON p.id = d.peer WHERE marker = ? ORDER BY name",
-                (marker,),
-            )
-        ]
 
     def due(self, peer: int, *, above: int = 0, below: int | None = None, limit: int) -> list[Due]:
         """Deliveries of a peer that are due, newest first, their marker's key within (above, below)."""
@@ -313,8 +290,9 @@ class Reader(Proofs):
     def held_markers(self, *, below: int | None = None, limit: int) -> list[MarkerRow]:
         """Recorded tombstones of which some delivery waits for a person, newest first."""
         rows = self._all(
-            f"SELECT {_MARKER_COLUMNS} FROM marker m WHERE m.id < ? AND m.id IN (SELECT marker FROM delivery"
-            f" INDEXED BY delivery_open WHERE {IS_OPEN} AND state = {State.HELD:d}) ORDER BY m.id DESC LIMIT ?",
+            f"SELECT {_MARKER_COLUMNS} FROM (SELECT DISTINCT marker FROM delivery INDEXED BY delivery_held"
+            f" WHERE {IS_HELD} AND marker < ? ORDER BY marker DESC LIMIT ?) h JOIN marker m ON m.id = h.marker"
+            " ORDER BY m.id DESC",
             (below if below is not None else 1 << 62, limit),
         )
         return [self._marker(row) for row in rows]

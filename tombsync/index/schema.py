@@ -17,8 +17,9 @@ APPLICATION_ID = 0x746F6D62  # "tomb": PRAGMA application_id tells our file from
 HOUR_BITS = 27  # 2^27 hours are 15,300 years
 HOUR_MASK = (1 << HOUR_BITS) - 1
 
-# Of a delivery. A query must say it in these very words to be answered from the partial index.
+# Of a delivery. A query must say it in these very words to be answered from the partial index of that name.
 IS_OPEN = f"state <= {State.HELD:d}"
+IS_HELD = f"state = {State.HELD:d}"
 
 # A row of `marker` is one generation of one stem (0: marked; odd will mean revoked, even marked again), and a row of
 # `delivery` belongs to one such row, so the generation is part of the key of both. Marker ids only grow: "newest first"
@@ -117,8 +118,17 @@ ALTER TABLE delivery ADD COLUMN data INTEGER;
 ALTER TABLE delivery ADD COLUMN data_asked_at_ns INTEGER;
 """
 
+# Version 3: of what a restart must not forget. `meant`: no slip of a hand, as it came by an inbox, has the note of
+# `mark`, or was released. `also_from`: a peer that brought what was marked here already, and so has it.
+_VERSION_3 = f"""
+ALTER TABLE marker ADD COLUMN meant INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE marker ADD COLUMN also_from TEXT;
+UPDATE marker SET meant = 1 WHERE sender IS NOT NULL;
+CREATE INDEX delivery_held ON delivery (marker) WHERE {IS_HELD};
+"""
+
 # One script per version; the index's `user_version` says how many have run.
-MIGRATIONS = (_VERSION_1, _VERSION_2)
+MIGRATIONS = (_VERSION_1, _VERSION_2, _VERSION_3)
 
 # The file name of a row.
 ROW_NAME = f"stem || iif(ext = {Kind.TS:d}, '.ts', '.json')"

@@ -13,8 +13,8 @@ from typing import Any
 from tombsync.index import files
 from tombsync.index.deliveries import Tally
 from tombsync.index.hiding import Hiding
-from tombsync.index.schema import HOUR_BITS, IS_HIDDEN, from_key, hour_id, place_range, to_key
-from tombsync.names import EXTENSION, Hour, Kind, classify
+from tombsync.index.schema import HOUR_BITS, IS_HIDDEN, from_key, hour_id, hour_of, place_range, to_key
+from tombsync.names import EXTENSION, Hour, Kind, Marked, classify
 from tombsync.plan import State
 from tombsync.work import Batch
 
@@ -169,6 +169,17 @@ class Writer(Hiding):
         if gone:
             self._recount(identifier, 0, edits=1)
         return gone
+
+    def marked_of(self, markers: Sequence[int]) -> list[Marked]:
+        """The segments of these markers; none for those that were forgotten."""
+        places = self.places()
+        return [
+            Marked(hour_of(hour, places), from_key(stem))
+            for hour, stem in self.execute(
+                "SELECT hour, stem FROM marker WHERE id IN (SELECT value FROM json_each(?))",
+                (json.dumps(list(markers)),),
+            )
+        ]
 
     # -- places, peers, facts -----------------------------------------------------------------------------------------
 

@@ -181,8 +181,8 @@ class Queue:
         if self._sweep_at <= now:
             self.sweep()
 
-    def connected(self) -> None:
-        """A session begins: everything is due."""
+    def begin_again(self) -> None:
+        """A session begins, or some of what is queued is held in the index by now: that alone says what is due."""
         self._offered.clear()  # some of it may be forgotten by now
         self._unoffered = True
         self.sweep()

@@ -62,7 +62,7 @@ class Pusher:
         self._metrics = metrics
         self._believed = believed
         self._on_holds_ended = on_holds_ended
-        self._look_again = False  # set by any thread
+        self._look_again = self._begin_again = False  # set by any thread
         self._withdrawals: deque[tuple[frozenset[int], Callable[[], None]]] = deque()
         self._queue = Queue(peer, self._require_reader, verify_interval_s=verify_interval_s)
         self._push_seconds = metrics.push_seconds.labels(self.peer_name)
@@ -100,8 +100,8 @@ class Pusher:
         self.wake()
 
     def look_again(self) -> None:
-        """Deliveries that were known not to be due are due now; from any thread."""
-        self._look_again = True
+        """In the index deliveries were held, or held ones became due; from any thread."""
+        self._begin_again = self._look_again = True
         self.wake()
 
     def withdraw(self, markers: frozenset[int], done: Callable[[], None]) -> None:
@@ -141,6 +141,9 @@ class Pusher:
     def loop(self, now: float) -> None:
         """Connect when it is time to, or submit what is due and take what was answered."""
         self._queue.plan_verify(now)
+        if self._begin_again:
+            self._begin_again = False
+            self._queue.begin_again()
         if self._look_again and not self._queue.asking:  # a sweep would pass over what is just being asked for
             self._look_again = False
             self._queue.sweep()
@@ -225,7 +228,7 @@ class Pusher:
             return
         self._last_reason = ""
         self._heard_at = self._up_since = now + time.monotonic() - begun
-        self._queue.connected()
+        self._queue.begin_again()
         self._mailbox.put_urgent(PeerReport(self.peer, up=True, at_ns=time.time_ns()))
         text = f"{self.peer_name} is {'connected' if self._down_since is None else 'back'}"
         self._audit.record(Event.PEER_UP, text, peer=self.peer_name)
@@ -295,8 +298,8 @@ class Pusher:
     def _take(self, answers: Sequence[Answer]) -> None:
         asked_at_ns = time.time_ns()
         answers, there = self._queue.asked(answers)
-        if there:
-            self._mailbox.put_urgent(HoldsEnded(partial(self._holds_ended, len(there)), markers=there))
+        for start in range(0, len(there), TRANSACTION_ROWS):
+            self._mailbox.put_urgent(HoldsEnded(there[start : start + TRANSACTION_ROWS], self._holds_ended))
         rows, again = self._queue.answered(answers)
         for start in range(0, len(answers), TRANSACTION_ROWS):
             if start:
@@ -313,10 +316,10 @@ class Pusher:
             if answer.reason:
                 self._metrics.push_failures.labels(self.peer_name, answer.reason).inc()
 
-    def _holds_ended(self, there: int, ended: int) -> None:
-        """Runs in the intake's thread: the deliveries of these tombstones are due, to every peer."""
+    def _holds_ended(self, ended: int) -> None:
+        """Runs in the intake's thread: the deliveries of so many tombstones are due, to every peer."""
         if ended:
-            text = f"{self.peer_name} has {there} of the tombstones that were held here: they go to the other peers too"
+            text = f"{self.peer_name} has {ended} of the tombstones that were held here: they go to the other peers too"
             self._audit.record(Event.HOLD_ENDED, text, peer=self.peer_name, count=ended)
             self._on_holds_ended()
 

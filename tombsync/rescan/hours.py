@@ -50,8 +50,11 @@ class HourVisitor:
         metrics: Metrics,
         visit_again: Callable[[Hour, float], None],
         on_found: Callable[[], None],
+        held_back: Callable[[int], bool],
     ) -> None:
-        """`visit_again`: asked to bring an hour at a monotonic time; `on_found`: a tombstone was first seen here."""
+        """`visit_again`: asked to bring an hour at a monotonic time; `on_found`: a tombstone was first seen here;
+        `held_back`: whether a person may be taking the mark of this key back just now.
+        """
         self._tree = tree
         self._identity = identity
         self._reader = reader
@@ -61,6 +64,7 @@ class HourVisitor:
         self._metrics = metrics
         self._visit_again = visit_again
         self._on_found = on_found
+        self._held_back = held_back
         self._listing = Listing()
         self._missing: dict[Hour, dict[str, float]] = {}  # recorded tombstones that are gone, since when (monotonic)
         self._gone: dict[Hour, float] = {}  # hours with tombstones that are gone, since when
@@ -211,7 +215,8 @@ class HourVisitor:
                 missing_for_s=now - since[stem],
                 open_deliveries=False,
             )
-            if need is plan.Need.PUT_BACK and self._restore(root_fd, Marked(hour, stem)):
+            marked = Marked(hour, stem)
+            if need is plan.Need.PUT_BACK and not self._is_taken_back(marked) and self._restore(root_fd, marked):
                 del since[stem]
         if since:
             self._missing[hour] = since
@@ -221,7 +226,12 @@ class HourVisitor:
     def _was_file(self, marked: Marked) -> bool:
         """A directory or link that hid something goes on hiding; as a file it would go to every peer."""
         row = self._reader.marker(marked)
-        return row is None or row.pushable or bool(marked.unsafe)
+        return row is not None and (row.pushable or bool(marked.unsafe))
+
+    def _is_taken_back(self, marked: Marked) -> bool:
+        """Looked at right before it is put back: it would be marked anew, and go to every peer."""
+        row = self._reader.marker(marked)
+        return row is None or self._held_back(row.marker)
 
     def _restore(self, root_fd: int, marked: Marked) -> bool:
         try:

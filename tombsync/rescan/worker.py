@@ -62,10 +62,11 @@ class Rescan:
         may_begin: Callable[[], bool],
         on_missed: Callable[[], None],
         accept_lost: Callable[[], bool],
+        held_back: Callable[[int], bool] = lambda _: False,
     ) -> None:
         """`first_pass`: a number that no pass had before; `may_begin`: the watcher is in place; `on_missed`: a
         directory may have no watch; `accept_lost`: asked once a rescan, whether what looks unmounted is meant to be
-        gone.
+        gone; `held_back`: whether a person may be taking the mark of this key back just now.
         """
         self._tree = tree
         self._identity = identity
@@ -80,6 +81,7 @@ class Rescan:
         self._may_begin = may_begin
         self._on_missed = on_missed
         self._accept_lost = accept_lost
+        self._held_back = held_back
         self._state = PassState(number=first_pass - 1, first_of_process=first_pass)
         self._ended: deque[tuple[int, float]] = deque()  # (pass, when it ended), not yet settleable
         self._pass: Iterator[None] | None = None
@@ -184,6 +186,7 @@ class Rescan:
                 metrics=self._metrics,
                 visit_again=self._visit_at,
                 on_found=self._found,
+                held_back=self._held_back,
             )
         return self._visitor
 
