@@ -193,7 +193,6 @@ def test_where_nothing_was_written_nothing_is_done(path: Path, writer: Writer, m
     """An idle agent would look twice a second for ever."""
     monkeypatch.setattr("tombsync.index.checkpoint.IDLE_WAIT_S", 0.0)
     monkeypatch.setattr("tombsync.index.checkpoint.CHECKPOINT_INTERVAL_S", 0.0)
-    monkeypatch.setattr("tombsync.index.checkpoint.CALM_INTERVAL_S", 0.0)
     checkpointer = Checkpointer(str(path))
     checkpointer.loop(0.0)
     write_pages(writer, 10)

@@ -424,8 +424,10 @@ def test_what_is_placed_is_synced_with_its_directory(tree: Tree, hour: Path, mon
 
     monkeypatch.setattr("os.fsync", spy)
     assert place(tree, hour, b"note")
-    assert [path for path, _ in synced] == [f"{hour}/{STEM}.tombstone", str(hour)]
-    assert synced[0][1] == 4
+    (file, size), (directory, _) = synced
+    assert file.startswith(f"{hour}/#")  # it has its name later
+    assert size == 4
+    assert directory == str(hour)
     identity = tree.adopt()
     own = f"{tree.root}/.tombsync"
     assert [path for path, _ in synced[2:]] == [f"{own}/root-{identity}", own, tree.root]
@@ -683,3 +685,40 @@ def test_no_descriptor_is_kept_between_calls(tree: Tree, root: Path, mount: Moun
         assert mounted.hours(fd, *PARTS[:2]) == [PARTS[2]]
     subprocess.run([need("umount"), str(place_root)], check=True)
     assert not mounted.believed(identity)
+
+
+def test_a_tombstone_with_a_note_is_never_seen_without_it(
+    tree: Tree, hour: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty file may be one of a mass that nobody meant."""
+    written = os.write
+    seen: list[list[str]] = []
+
+    def spy(fd: int, data: bytes) -> int:
+        seen.append(os.listdir(hour))
+        return written(fd, data)
+
+    monkeypatch.setattr(os, "write", spy)
+    assert place(tree, hour, b"reason = 'x'\n")
+    assert not place(tree, hour, b"another\n")
+    assert seen == [[], [f"{STEM}.tombstone"]]
+    found = (hour / f"{STEM}.tombstone").stat()
+    assert (found.st_size, found.st_nlink) == (13, 1)
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EISDIR])
+def test_where_no_file_can_be_without_a_name_the_note_is_written_behind_it(
+    tree: Tree, hour: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    opened = os.open
+
+    def refusing(path: str, flags_: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if flags_ & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(number, os.strerror(number))
+        return opened(path, flags_, mode, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "open", refusing)
+    with tree.open_root() as root_fd:
+        assert tree.place(root_fd, marked(hour, "noted"), b"reason = 'x'\n")
+        assert not tree.place(root_fd, marked(hour, "noted"), b"another\n")
+    assert (hour / "noted.tombstone").read_bytes() == b"reason = 'x'\n"

@@ -12,6 +12,8 @@ from tombsync.names import OWN_DIRECTORY, hour_number, is_hour
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 MARKER_PREFIX = "root-"
 _MAX_NOTE_BYTES = 4096
+# A file system without O_TMPFILE, a kernel that takes it for a directory to be written; and no /proc to link from.
+_NO_UNNAMED_FILES = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT)
 
 
 def identities(root_fd: int) -> list[str]:
@@ -30,9 +32,16 @@ def identities(root_fd: int) -> list[str]:
 def create_empty(directory_fd: int, name: str, note: bytes = b"") -> bool:
     """Create a file with O_EXCL and sync it; False where the name is taken. Mode 0644, as nothing in it is secret.
 
-    Without a note it is opened for reading only, so that a process which may not write files can create it. Raises
-    OSError.
+    Without a note it is opened for reading only, so that a process which may not write files can create it. With one
+    it has its name only when the note is in it, where the file system can do that: who sees it must see that it is no
+    accident. Raises OSError.
     """
+    if note:
+        try:
+            return _link_with_note(directory_fd, name, note[:_MAX_NOTE_BYTES])
+        except OSError as exc:
+            if exc.errno not in _NO_UNNAMED_FILES:
+                raise
     access = os.O_RDWR if note else os.O_RDONLY
     try:
         fd = os.open(name, access | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644, dir_fd=directory_fd)
@@ -41,6 +50,20 @@ def create_empty(directory_fd: int, name: str, note: bytes = b"") -> bool:
     try:
         _write_note(fd, note[:_MAX_NOTE_BYTES])
         os.fsync(fd)
+    finally:
+        os.close(fd)
+    return True
+
+
+def _link_with_note(directory_fd: int, name: str, note: bytes) -> bool:
+    """Write a file without a name (open(2), O_TMPFILE), sync it, and give it its name; False where that is taken."""
+    fd = os.open(".", os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o644, dir_fd=directory_fd)
+    try:
+        _write_note(fd, note)
+        os.fsync(fd)
+        os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=directory_fd, follow_symlinks=True)
+    except FileExistsError:
+        return False
     finally:
         os.close(fd)
     return True
