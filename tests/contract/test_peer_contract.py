@@ -273,6 +273,7 @@ def by_inbox(root: Path, node: ReceivingNode, monkeypatch: pytest.MonkeyPatch) -
         InboxWorker(root.parent / "receiver", root=root, view=node.view, box=box) as worker,
         worker.running(),
     ):
+        worker.record_place(MARKED.hour)
         connect = Connector(target).connect
         yield Peer(DirectoryTree(root), connect, ByInbox(), lambda: impatience(monkeypatch))
 

@@ -15,10 +15,10 @@ from typing import Any
 from tests.support.journal import Journal
 from tests.support.waiting import wait_for
 from tombsync.inbox import Box, Inbox
-from tombsync.index import Reader, Writer, index_path
+from tombsync.index import PlaceMount, Reader, Writer, index_path
 from tombsync.intake import Intake
 from tombsync.metrics import Metrics
-from tombsync.names import Offer, offer_name
+from tombsync.names import Hour, Offer, offer_name
 from tombsync.plan import Breaker
 from tombsync.tree import Tree
 from tombsync.work import Beats, Driver, Flush, Mailbox
@@ -85,6 +85,11 @@ class InboxWorker:
         self.reader.close()
         self._writer.close()
         self.journal.close()
+
+    def record_place(self, hour: Hour) -> None:
+        """What a rescan does that finds the first hour of a place."""
+        self.mailbox.put_urgent(PlaceMount(hour, own_mount=False))
+        self.settle()
 
     def deliver(self, offer: Offer, *, by: str = "") -> None:
         """What the sender's account does, or that of one of the others."""

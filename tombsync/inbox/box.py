@@ -71,7 +71,6 @@ class Box:
         found = dict.fromkeys(names)
         before = len(self.unplaced)
         self.unplaced = {name: offer for name, offer in self.unplaced.items() if name in found}
-        self.left = {name: why for name, why in self.left.items() if name in found}
         self.listed = [name for name in found if name not in self.unplaced and name not in self.left]
         return len(self.unplaced) < before
 
