@@ -33,7 +33,7 @@ from tests.support.waiting import wait_for
 from tombsync.cli.demo.sftpd import EmbeddedSftpServer
 from tombsync.errors import PeerError, PeerLost
 from tombsync.inbox import Box
-from tombsync.names import MAX_NAME_BYTES, Offer, offer_name, strict_path
+from tombsync.names import MAX_NAME_BYTES, OWN_DIRECTORY, Offer, offer_name, strict_path
 from tombsync.peers import Answer, Connector, Job, Session, Target
 from tombsync.plan import State
 
@@ -159,14 +159,15 @@ class Way:
 
     `blocked`, `forbidden`: the state and reason where there is no room for a tombstone now, and no right to create it.
     `looks`: the state of one that stands, where nothing but asking is allowed and nothing is known of it.
-    `shows_lost_root`: whether it can be seen that the whole tree was removed. `longest`: bytes of a stem in the hour of
-    these tests.
+    `shows_lost_root`: whether it can be seen that the whole tree was removed. `always_marked`: whether it is an agent's
+    tree, which has a root marker. `longest`: bytes of a stem in the hour of these tests.
     """
 
     blocked: tuple[State, str] = (State.PENDING, "failure")
     forbidden: tuple[State, str] = (State.REFUSED, "permission")
     looks: State = State.CONFIRMED
     shows_lost_root: bool = True
+    always_marked: bool = False
     longest: int = MAX_NAME_BYTES - len(".tombstone")
 
     def confirmed(self, job: Job, *, stood: bool = False, waited: bool = False) -> Sequence[Answer]:
@@ -183,7 +184,9 @@ class ByInbox(Way):
         waits = (State.RECEIVED, "")
         longest = MAX_NAME_BYTES - len(offer_name(Offer(MARKED, NODE))) + len(STEM)
         # A view goes on showing a directory that was removed, without anything in it.
-        super().__init__(waits, waits, looks=State.NOT_DURABLE, shows_lost_root=False, longest=longest)
+        super().__init__(
+            waits, waits, looks=State.NOT_DURABLE, shows_lost_root=False, always_marked=True, longest=longest
+        )
 
     def confirmed(self, job: Job, *, stood: bool = False, waited: bool = False) -> Sequence[Answer]:
         placed = {not stood}
@@ -404,20 +407,56 @@ def test_a_verify_learns_of_data(peer: Peer) -> None:
     assert ask(peer, VERIFY._replace(ask_data=True)) == Answer(1, State.CONFIRMED, data=True)
 
 
-def test_a_canary_comes_back_and_leaves_nothing(peer: Peer) -> None:
+def walk_canary(session: Session, *, marker_seen: bool) -> str:
+    """What is wrong with the way now; "" where it stands. Nothing was found to be wrong in this session before."""
+    assert session.canary_problem == ""
+    before_s, until = time.monotonic(), time.monotonic() + WAIT_S
+    session.walk_canary(marker_seen=marker_seen)
+    while True:
+        assert not session.collect(time.monotonic())
+        if session.canary_problem:
+            assert (session.canary_at or 0.0) < before_s
+            return session.canary_problem
+        if (session.canary_at or 0.0) >= before_s:
+            return ""
+        wait_readable(session, until)
+
+
+@pytest.mark.parametrize("marker_seen", [False, True])
+def test_a_canary_comes_back_and_leaves_nothing(peer: Peer, marker_seen: bool) -> None:
+    peer.tree.make_directory(OWN_DIRECTORY)
     before = peer.tree.look()
     session = peer.connect()
     try:
-        before_s, until = time.monotonic(), time.monotonic() + WAIT_S
-        session.walk_canary()
-        while (session.canary_at or 0.0) < before_s:
-            assert not session.collect(time.monotonic())
-            if (session.canary_at or 0.0) < before_s:
-                wait_readable(session, until)
-        assert session.canary_problem == ""
+        assert session.marker_there
+        assert walk_canary(session, marker_seen=marker_seen) == ""
     finally:
         session.close()
     assert peer.tree.look() == before
+
+
+def test_a_tree_that_lost_its_root_marker_is_not_whole_in_any_session(peer: Peer) -> None:
+    """Most likely it is an empty mount point, then."""
+    peer.tree.make_directory(OWN_DIRECTORY)
+    with contextlib.closing(peer.connect()) as before:
+        peer.tree.remove(OWN_DIRECTORY)
+        assert "is it mounted there?" in walk_canary(before, marker_seen=True)
+        assert not before.marker_there
+    with contextlib.closing(peer.connect()) as after:
+        assert not after.marker_there
+        assert "is it mounted there?" in walk_canary(after, marker_seen=True)
+    peer.tree.make_file(OWN_DIRECTORY)  # what is no directory holds no marker
+    with contextlib.closing(peer.connect()) as last:
+        assert not last.marker_there
+        assert "is it mounted there?" in walk_canary(last, marker_seen=True)
+        assert not last.marker_there
+
+
+def test_a_tree_that_never_had_a_root_marker_is_whole_but_that_of_an_agent(peer: Peer) -> None:
+    if peer.way.always_marked:
+        peer.tree.remove(OWN_DIRECTORY)
+    with contextlib.closing(peer.connect()) as session:
+        assert bool(walk_canary(session, marker_seen=False)) is peer.way.always_marked
 
 
 # -- placing -----------------------------------------------------------------------------------------------------------
@@ -836,6 +875,21 @@ def test_handles_are_closed_behind_what_is_placed() -> None:
 
 
 # -- inboxes that can do less ------------------------------------------------------------------------------------------
+
+
+def test_a_canary_that_nobody_takes_is_a_broken_way(
+    receiving: ReceivingNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And there is never more than the one."""
+    monkeypatch.setattr("tombsync.peers.inbox._CANARY_PATIENCE_S", 0.2)
+    tree, box = DirectoryTree(tmp_path / "segments"), receiving.inbox(NODE)
+    tree.make_directory(OWN_DIRECTORY)
+    with shown(tree.root, receiving) as target:
+        for _ in range(2):
+            with contextlib.closing(Connector(target).connect()) as session:
+                assert walk_canary(session, marker_seen=True) == "its agent takes nothing from the inbox"
+                (name,) = os.listdir(box)
+                assert name.startswith("1,canary,")
 
 
 def test_a_full_inbox_is_waited_for(receiving: ReceivingNode, tmp_path: Path, request: pytest.FixtureRequest) -> None:

@@ -127,6 +127,7 @@ class ModelSession:
         self._answers: list[Answer] = []  # on their way
         self._arrived: list[Answer] = []
         self._pinged = False
+        self.marker_there = True
         self.canary_at: float | None = None
         self.canary_problem = ""
         self._heard_at: float | None = None
@@ -140,7 +141,7 @@ class ModelSession:
         """Never: what was submitted is on its way."""
         return float("inf")
 
-    def walk_canary(self) -> None:
+    def walk_canary(self, *, marker_seen: bool = False) -> None:
         """Nothing: the model has no canaries."""
 
     def room(self, waiting: int) -> int:

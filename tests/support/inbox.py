@@ -23,8 +23,8 @@ REQUESTS = "open,close,lstat"
 
 
 def account_of(sender: str) -> str:
-    """The account of a sender in these tests."""
-    return f"tstest-{sender}"
+    """The account of a sender in the tests of this process: others may run beside it, and end before."""
+    return f"ts{os.getpid()}-{sender}"
 
 
 def make_account(stack: ExitStack, name: str) -> int:

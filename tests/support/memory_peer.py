@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from tombsync.errors import PeerError, PeerLost
-from tombsync.names import Hour
+from tombsync.names import OWN_DIRECTORY, Hour
 from tombsync.peers import Answer, Job, Target
 from tombsync.plan import State
 
@@ -114,6 +114,11 @@ class MemoryPeer:
         """Everything that stands there, by path."""
         return dict(self._entries)
 
+    @property
+    def marked(self) -> bool:
+        """Whether the tree has its root marker."""
+        return self._is_directory(OWN_DIRECTORY)
+
     @contextlib.contextmanager
     def without_room(self) -> Iterator[None]:
         """Nothing can be created inside of the block."""
@@ -203,6 +208,7 @@ class MemorySession:
         self.failure: PeerError | None = None
         self.pings = 0
         self.root_there = "" in peer.look()
+        self.marker_there = peer.marked
         self.canary_at: float | None = None
         self.canary_problem = ""
         self._peer = peer
@@ -237,10 +243,15 @@ class MemorySession:
         self._require_open()
         self.pings += 1
 
-    def walk_canary(self) -> None:
-        """Find what the peer says of its way. Raises PeerError."""
+    def walk_canary(self, *, marker_seen: bool = False) -> None:
+        """Find what the peer says of its way, and whether its tree stands there. Raises PeerError."""
         self._require_open()
+        self.marker_there = self._peer.marked
         self.canary_problem = self._peer.canary_problem
+        if "" not in self._peer.look():
+            self.canary_problem = "its segment tree is missing there"
+        elif marker_seen and not self.marker_there:
+            self.canary_problem = "its segment tree has no root marker: is it mounted there?"
         if not self.canary_problem:
             self.canary_at = time.monotonic()
 

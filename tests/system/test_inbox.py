@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.agent import AgentProcess, make_hour, segment_stem, touch
-from tests.support.inbox import ReceivingNode
+from tests.support.inbox import ReceivingNode, account_of
 from tests.support.programs import need
 from tests.support.waiting import wait_for
 from tombsync.names import Marked, Offer, offer_name, strict_path
@@ -60,9 +60,9 @@ def put(receiver: ReceivingNode, name: str, sender: str = "node-a", at: Path | N
         [
             need("setpriv"),
             "--reuid",
-            f"tstest-{sender}",
+            account_of(sender),
             "--regid",
-            f"tstest-{sender}",
+            account_of(sender),
             "--clear-groups",
             "touch",
             path,

@@ -24,9 +24,11 @@ from tombsync.audit import Audit, Event, StderrSink
 from tombsync.errors import HostKeyChanged, PeerError, PeerLost, PeerTimeout, PeerUnreachable
 from tombsync.index import DeliveriesHeld, HoldsEnded, PeerVerified, Reader, Writer
 from tombsync.metrics import Metrics
+from tombsync.names import OWN_DIRECTORY
 from tombsync.peers import Connector, Job
 from tombsync.plan import Breaker, State
 from tombsync.push import FRESH_S, PING_INTERVAL_S, Pusher
+from tombsync.push.canary import CANARY_LOST_AFTER_S
 from tombsync.work import TRANSACTION_ROWS, Batch, Beats, Driver, Mailbox, Source
 
 VERIFY_S = 3600.0
@@ -769,6 +771,21 @@ def test_an_idle_session_is_pinged_and_a_dead_one_noticed(world: World) -> None:
         world.later(PING_INTERVAL_S + 1)
         world.turn(3)
         assert world.sessions[-1].pings == pings
+
+
+def test_a_broken_way_is_told_although_nobody_marks_and_whatever_the_session(world: World) -> None:
+    world.peer.make_directory(OWN_DIRECTORY)
+    world.turn(3)
+    assert world.pusher.canary_age_s < LONG_S
+    world.peer.remove(OWN_DIRECTORY)
+    world.sessions[-1].lose()
+    for _ in range(3):
+        world.turn(3)
+        world.later(CANARY_LOST_AFTER_S / 2)
+    world.turn(3)
+    assert world.journal.count(Event.CANARY_LOST) == 1
+    assert world.up()
+    assert world.submitted == []
 
 
 def change(path: Path) -> None:

@@ -51,6 +51,13 @@ class Session(Protocol):
     def root_there(self) -> bool:
         """Whether the peer's tree, or by inbox the view of it, stood there when the session began."""
 
+    @property
+    def marker_there(self) -> bool:
+        """Whether its root marker stood there, at the beginning and then at the last walk of the canary.
+
+        An agent makes one in its tree. Without it the tree may be an empty mount point.
+        """
+
     def room(self, waiting: int) -> int:
         """How many jobs may be submitted now, of `waiting`."""
 
@@ -63,8 +70,11 @@ class Session(Protocol):
     def ping(self) -> None:
         """Ask something harmless, so that a dead session shows within REPLY_TIMEOUT_S. Raises PeerError."""
 
-    def walk_canary(self) -> None:
-        """Begin to see whether the whole way stands, without a file in any hour directory. Raises PeerError."""
+    def walk_canary(self, *, marker_seen: bool = False) -> None:
+        """Begin to see whether the whole way stands, without a file in any hour directory. Raises PeerError.
+
+        `marker_seen`: its root marker stood there once, so it has to stand there; by inbox it always has to.
+        """
 
     @property
     def canary_at(self) -> float | None:

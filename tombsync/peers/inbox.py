@@ -178,8 +178,8 @@ class InboxSession(SftpSession):
         what = "was taken from its inbox and is not in its view: refused there, or the view is stale"
         return Answer(job.marker, State.REFUSED, what, "not-applied")
 
-    def _canary(self) -> Steps:
-        problem = yield from self._root_stands()
+    def _canary(self, *, marker_seen: bool) -> Steps:
+        problem = yield from self._root_stands(marked=True)  # an agent runs there, which made it
         if not problem:
             problem = yield from self._send_canary()
         return Answer(0, State.CONFIRMED, problem)

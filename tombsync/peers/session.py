@@ -7,6 +7,7 @@ hundreds of them are in flight. How a job goes is said by the ways of delivery, 
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections.abc import Generator, Sequence
 from typing import Any, TypeAlias, TypeVar
@@ -41,7 +42,8 @@ Steps: TypeAlias = Asking[Answer]
 class SftpSession:
     """A session over one channel. Every field belongs to the one thread that uses it; only `close` is for all.
 
-    `can_sync`: the server has fsync@openssh.com. `root_there`: its tree stood there when the session began.
+    `can_sync`: the server has fsync@openssh.com. `root_there`: its tree stood there when the session began, and with
+    `marker_there` the root marker in it (its directory: the name of the marker is known to that node alone).
     `canary_at`: when the way was last found to be whole (monotonic), None where it never was; `canary_problem`: what
     was wrong with it the last time.
     """
@@ -62,14 +64,13 @@ class SftpSession:
         self._last_hour_path = b""
         self._to_close: list[bytes] = []  # handles that are done with
         self.can_sync = False
-        self.root_there = False
+        self.root_there = self.marker_there = False
         self._most_handles = self._most_in_flight = _MOST_IN_FLIGHT
         self.round_trip_s = 0.0
         self._last_heard = time.monotonic()
         self.canary_at: float | None = None
         self.canary_problem = ""
         self._canary_running = False
-        self._marker_seen = False
 
     # -- what a way of delivery says ----------------------------------------------------------------------------------
 
@@ -97,7 +98,7 @@ class SftpSession:
         """Jobs that wait for something that is no reply."""
         return 0
 
-    def _canary(self) -> Steps:
+    def _canary(self, *, marker_seen: bool) -> Steps:
         """Walk the way without a file in any hour directory; the answer's detail says what is wrong."""
         raise NotImplementedError
 
@@ -142,15 +143,15 @@ class SftpSession:
         self._request(None, (wire.lstat, self._root))
         self._flush()
 
-    def walk_canary(self) -> None:
+    def walk_canary(self, *, marker_seen: bool = False) -> None:
         """Begin to see whether the whole way stands; nothing where that is still going on. Raises PeerError."""
         if not self._canary_running:
             self._canary_running = True
-            self._advance(self._run_canary(), None)
+            self._advance(self._run_canary(marker_seen=marker_seen), None)
             self._flush()
 
-    def _run_canary(self) -> Steps:
-        answer = yield from self._canary()
+    def _run_canary(self, *, marker_seen: bool) -> Steps:
+        answer = yield from self._canary(marker_seen=marker_seen)
         self._canary_running = False
         self.canary_problem = answer.detail
         if not answer.detail:
@@ -206,12 +207,18 @@ class SftpSession:
                 self._most_handles = max(1, min(self.MOST_HANDLES, handles - _RESERVED_HANDLES))
                 self._most_in_flight = min(_MOST_IN_FLIGHT, self._most_handles)
         asked = time.monotonic()
-        self.packets.send(wire.lstat(0, self._root))
+        self.root_there = self._stands(self._root, deadline) is not None
+        self.round_trip_s = time.monotonic() - asked
+        mode = self._stands(self._path(OWN_DIRECTORY), deadline) if self.root_there else None
+        self.marker_there = mode is not None and stat.S_ISDIR(mode)
+        self._last_heard = time.monotonic()
+
+    def _stands(self, path: bytes, deadline: float) -> int | None:
+        """The mode of what stands at a path, while the session is being opened; None where nothing is seen there."""
+        self.packets.send(wire.lstat(0, path))
         kind, _, body = self.packets.wait(deadline)
         with self.packets.protocol():
-            self.root_there = wire.parse_reply(kind, body).code == wire.OK
-        self._last_heard = time.monotonic()
-        self.round_trip_s = self._last_heard - asked
+            return wire.parse_reply(kind, body).mode
 
     # -- what every way of delivery asks ------------------------------------------------------------------------------
 
@@ -254,16 +261,16 @@ class SftpSession:
             return Answer(job.marker, State.HOUR_GONE, "the hour is no longer kept there")
         return not_served(job)
 
-    def _root_stands(self) -> Asking[str]:
-        """What is wrong with the peer's tree; "" where it stands. One that had a root marker must keep it."""
+    def _root_stands(self, *, marked: bool) -> Asking[str]:
+        """What is wrong with the peer's tree; "" where it stands. `marked`: it has to have its root marker."""
         marker = yield (wire.lstat, self._path(OWN_DIRECTORY))
-        if marker.code == wire.OK:
-            self._marker_seen = True
+        self.marker_there = marker.mode is not None and stat.S_ISDIR(marker.mode)
+        if self.marker_there:
             return ""
         root = yield (wire.lstat, self._root)
         if root.code != wire.OK:
             return "its segment tree is missing there"
-        return "its segment tree has lost its root marker: is it mounted there?" if self._marker_seen else ""
+        return "its segment tree has no root marker: is it mounted there?" if marked else ""
 
     # -- driving the generators ---------------------------------------------------------------------------------------
 

@@ -65,8 +65,8 @@ class TreeSession(SftpSession):
         else:
             del self._in_hour[hour]
 
-    def _canary(self) -> Steps:
-        return Answer(0, State.CONFIRMED, (yield from self._root_stands()))
+    def _canary(self, *, marker_seen: bool) -> Steps:
+        return Answer(0, State.CONFIRMED, (yield from self._root_stands(marked=marker_seen)))
 
     # -- the way of one job -------------------------------------------------------------------------------------------
 

@@ -19,13 +19,12 @@ from tombsync.metrics import Metrics
 from tombsync.names import printable
 from tombsync.peers import MANY, Answer, Connector, HostKeyHalt, Session
 from tombsync.plan import State
+from tombsync.push.canary import Canary
 from tombsync.push.queue import Queue
 from tombsync.work import IDLE_WAIT_S, TRANSACTION_ROWS, WAIT_S, Mailbox
 
 log = logging.getLogger(__name__)
 
-CANARY_INTERVAL_S = 60.0
-CANARY_LOST_AFTER_S = 150.0  # two in a row failed: a broken way is told within three minutes
 PING_INTERVAL_S = 30.0  # an idle session is asked something, so that a dead peer shows although nobody marks
 _GATHER_MS = 2  # answers of a catch-up are taken together, those of some ms (benchmarks/catchup.py)
 
@@ -79,15 +78,12 @@ class Pusher:
         self._attempt_at = 0.0
         self._halt = HostKeyHalt(connector.target.known_hosts)
         self._heard_at = 0.0
-        # the canary
-        self._canary_due_at = 0.0
-        self._canary_at = time.monotonic()  # when the way was last whole; or, never yet, the beginning
-        self._canary_lost = False
+        self._canary = Canary(self.peer_name, audit)
 
     @property
     def canary_age_s(self) -> float:
         """Seconds since the whole way to the peer was last found to stand; from any thread."""
-        return time.monotonic() - self._canary_at
+        return self._canary.age_s
 
     @property
     def up(self) -> bool:
@@ -176,7 +172,7 @@ class Pusher:
             elif now - self._heard_at > PING_INTERVAL_S:
                 self._heard_at = now
                 session.ping()
-            self._look_after_canary(session, now)
+            self._canary.look_after(session, now)
         except PeerError as exc:
             self._lose(exc, now)
             return
@@ -257,22 +253,6 @@ class Pusher:
         self._last_reason = exc.reason
         event = Event.HOST_KEY_CHANGED if isinstance(exc, HostKeyChanged) else Event.PEER_DOWN
         self._audit.record(event, f"{exc}. {exc.hint}", peer=self.peer_name, reason=exc.reason)
-
-    def _look_after_canary(self, session: Session, now: float) -> None:
-        if session.canary_at is not None and session.canary_at > self._canary_at:
-            self._canary_at = session.canary_at
-            if self._canary_lost:
-                self._canary_lost = False
-                self._audit.record(
-                    Event.CANARY_RETURNED, f"the way to {self.peer_name} is whole again", peer=self.peer_name
-                )
-        elif session.canary_problem and not self._canary_lost and self.canary_age_s > CANARY_LOST_AFTER_S:
-            self._canary_lost = True
-            text = f"the way to {self.peer_name} is broken: {session.canary_problem}"
-            self._audit.record(Event.CANARY_LOST, text, peer=self.peer_name, reason=session.canary_problem)
-        if now >= self._canary_due_at:
-            self._canary_due_at = now + CANARY_INTERVAL_S
-            session.walk_canary()
 
     # -- submitting ---------------------------------------------------------------------------------------------------
 
