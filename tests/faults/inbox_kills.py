@@ -60,7 +60,7 @@ def run(
         victim.start(ready=False)
         on_kill(kill)
     wait_for(
-        lambda: sender.metric("deliveries", peer="node-b", state="confirmed") == marks,
+        lambda: sender.metric_if_up("deliveries", peer="node-b", state="confirmed") == marks,
         "every confirmation",
         ARRIVED_WITHIN_S,
     )
