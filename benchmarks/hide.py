@@ -178,7 +178,7 @@ def first(report: Report, base: Path, root: Path, count: int) -> None:
     agent = new_agent(base, root, "first")
     agent.start(ready=False)
     try:
-        while agent.metric("watches") < 1 or not os.path.exists(agent.state_dir / "index.sqlite"):
+        while not agent.metric_if_up("watches") or not os.path.exists(agent.state_dir / "index.sqlite"):
             time.sleep(0.01)
         watch = CommitWatch(agent.state_dir)
         while not watch.newest() and not agent.get("/healthz")[0]:

@@ -129,7 +129,7 @@ class Kills:
         return self.result
 
     def _all_confirmed(self) -> bool:
-        return self.sender.metric("deliveries", peer="node-b", state="confirmed") == len(self.made)
+        return self.sender.metric_if_up("deliveries", peer="node-b", state="confirmed") == len(self.made)
 
     def _check_untold(self) -> None:
         """The journal has the marks of each life in the order of their hiding, and at most its end is missing."""

@@ -140,7 +140,7 @@ def test_a_start_on_a_full_state_directory_says_so_or_works(
 
 
 def test_a_rescan_that_waits_for_room_is_no_stalled_worker(zygote: Zygote, server: Sshd, tmp_path: Path) -> None:
-    constants = {**CONSTANTS, "tombsync.daemon.crew.STALLED_AFTER_S": 6.0}  # no idle turn is longer than 5 s
+    constants = {**CONSTANTS, "tombsync.daemon.crew.STALLED_AFTER_S": 12.0}  # no idle turn is longer than 6 s
     with tmpfs(tmp_path / "state", "size=16m") as state:
         world = World(zygote, server, tmp_path / "node", state_dir=state, constants=constants)
         agent = world.agent
@@ -152,7 +152,7 @@ def test_a_rescan_that_waits_for_room_is_no_stalled_worker(zygote: Zygote, serve
             world.touch(stem(0))
             with full(state):
                 agent.start(ready=False)
-                wait_for(lambda: agent.metric("index_retries_total") >= 10, "many seconds to go by")
+                wait_for(lambda: (agent.metric_if_up("index_retries_total") or 0) >= 15, "many seconds to go by", 40)
                 assert agent.get("/healthz")[0] == 200
                 assert agent.get("/readyz")[0] == 503
             wait_for(lambda: world.converges({stem(0)}, set()), "it to go on")

@@ -76,8 +76,9 @@ def under_way(world: World, some: set[str]) -> bool:
 
 
 def failures(world: World, *reasons: str, peer: str = PEER) -> float:
-    """How often a session or an attempt failed for these reasons."""
-    return sum(world.agent.metric("push_failures_total", peer=peer, reason=reason) for reason in reasons)
+    """How often a session or an attempt failed for these reasons; not yet where the agent only starts."""
+    counts = (world.agent.metric_if_up("push_failures_total", peer=peer, reason=reason) for reason in reasons)
+    return sum(count or 0 for count in counts)
 
 
 def check_hides(world: World, marked: set[str]) -> None:

@@ -11,7 +11,6 @@ import os
 import random
 import signal
 import struct
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,9 +19,8 @@ import pytest
 from tests.faults.world import HOUR, World, stem, tombstones
 from tests.faults.zygote import ForkedAgent, Zygote
 from tests.support.agent import make_hour
-from tests.support.programs import need
 from tests.support.sshd import Sshd
-from tests.support.trees import Disk, disk
+from tests.support.trees import RELEASED_WITHIN_S, Disk, disk
 from tests.support.waiting import wait_for
 
 CUTS = 5  # of each kind, at random moments
@@ -51,14 +49,8 @@ class Plug:
         """Mount what survived. Nobody may use the dead file system any more."""
         wait_for(lambda: self._disk.unmount().returncode == 0, "the dead file system to be let go")
         # Also not in a mount namespace that another process has made meanwhile: it would be the dead one again.
-        wait_for(lambda: not self._loop_devices(), "its loop device to be free")
+        wait_for(self._disk.is_released, "its loop device to be free", RELEASED_WITHIN_S)
         self._disk.mount(self.at)
-
-    def _loop_devices(self) -> str:
-        listed = subprocess.run(
-            [need("losetup"), "-j", str(self._disk.image)], capture_output=True, text=True, check=True
-        )
-        return listed.stdout
 
 
 @pytest.fixture

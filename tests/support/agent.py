@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -178,14 +178,18 @@ class AgentProcess:
             connection.close()
 
     def metric(self, name: str, **labels: str) -> float:
-        """One sample of /metrics, `tombsync_` in front; 0 where it is not there yet."""
-        wanted = f"tombsync_{name}"
-        for line in self.get("/metrics")[1].splitlines():
-            key, _, value = line.rpartition(" ")
-            series, _, rest = key.partition("{")
-            if series == wanted and all(f'{label}="{text}"' in rest for label, text in labels.items()):
-                return float(value)
-        return 0.0
+        """One sample of /metrics, `tombsync_` in front; 0 where a labelled one is not there yet.
+
+        Fails the test where nothing answers, as that is no zero: see `metric_if_up`.
+        """
+        value = self.metric_if_up(name, **labels)
+        assert value is not None, "nothing answers at /metrics"
+        return value
+
+    def metric_if_up(self, name: str, **labels: str) -> float | None:
+        """The same for waiting while it starts, or is started again: None where nothing answers."""
+        status, text = self.get("/metrics")
+        return _sample(text, f"tombsync_{name}", labels) if status == 200 else None
 
     def records(self, event: str | None = None) -> list[dict[str, Any]]:
         """The audit records so far, of one event or of all."""
@@ -276,6 +280,17 @@ def touch(directory: Path, stem: str) -> Marked:
     """Mark by hand, as an operator does."""
     (directory / f"{stem}.tombstone").touch()
     return strict_path("/".join([*directory.parts[-3:], stem]))
+
+
+def _sample(text: str, wanted: str, labels: Mapping[str, str]) -> float:
+    families = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE ")]
+    assert any(wanted.startswith(family) for family in families), f"there is no metric {wanted}"
+    for line in text.splitlines():
+        key, _, value = line.rpartition(" ")
+        series, _, rest = key.partition("{")
+        if series == wanted and all(f'{label}="{value_wanted}"' in rest for label, value_wanted in labels.items()):
+            return float(value)
+    return 0.0
 
 
 class _UnixConnection(http.client.HTTPConnection):

@@ -13,6 +13,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
@@ -24,9 +25,13 @@ from tests.support.relay import free_port
 from tests.support.trees import need_root
 from tests.support.waiting import wait_for
 
-# $1: a directory to mount a file system of its own at, which holds whatever belongs to this machine alone.
+# $1: a directory to mount a file system of its own at, which holds whatever belongs to this machine alone; $2: where
+# other tests may have disks mounted at this moment, which stay in use for as long as they have a copy in here.
 _PREPARE = """
 set -e
+while read -r source target rest; do
+    case "$source $target" in "/dev/loop"*" $2/"*) umount --lazy "$target" ;; esac
+done </proc/self/mounts
 mount -t tmpfs tmpfs "$1"
 cp -a /etc "$1/etc" || test -e "$1/etc/passwd"  # lock files of other programs come and go
 mount --bind "$1/etc" /etc
@@ -69,7 +74,7 @@ class Machine:
         self.base.mkdir()
         self._process = subprocess.Popen(
             [need("unshare"), "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc",
-             "sh", "-c", _PREPARE, "sh", str(self.base)],
+             "sh", "-c", _PREPARE, "sh", str(self.base), tempfile.gettempdir()],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
         try:

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.programs import need
+from tests.support.waiting import wait_for
 from tombsync.names import Hour, Marked, hour_number, hour_text
 
 _LINKS_PER_FILE = 60_000  # ext4 allows 65,000
+RELEASED_WITHIN_S = 50.0  # a test beside this one may have a mount namespace meanwhile, and lets go of it in some 10 s
 
 
 def need_root() -> None:
@@ -104,6 +106,12 @@ class Disk:
         if done.returncode == 0:
             self._mounted.pop()
         return done
+
+    def take_away(self) -> None:
+        """Unmount it, and wait until it is gone: only then do its watches go, and can its image be changed."""
+        done = self.unmount()
+        assert done.returncode == 0, done.stderr
+        wait_for(self.is_released, "the kernel to let go of a disk", RELEASED_WITHIN_S)
 
     def is_released(self) -> bool:
         """Whether the kernel has let go of the image: a mount namespace made meanwhile holds a copy of each mount."""

@@ -54,10 +54,11 @@ def idle(agent: AgentProcess) -> AgentProcess:
 
 
 def rescan(agent: AgentProcess, kind: str = "full") -> None:
-    """Ask for a rescan, and wait for it."""
-    before = completed(agent, kind)
-    agent.signal(signal.SIGUSR2 if kind == "full" else signal.SIGUSR1)
-    wait_for(lambda: completed(agent, kind) > before, "a rescan")
+    """Ask for a rescan, and wait for one that has begun since."""
+    for _ in range(2):  # the first one that ends may have begun before; the second began after its end
+        before = agent.metric("rescan_seconds_count", kind=kind)
+        agent.signal(signal.SIGUSR2 if kind == "full" else signal.SIGUSR1)
+        wait_for(lambda before=before: agent.metric("rescan_seconds_count", kind=kind) > before, "a rescan")  # type: ignore[misc]
 
 
 def mark(directory: Path, stem: str = segment_stem(0)) -> Path:
@@ -351,7 +352,7 @@ class StallingTree(agent.Tree):
         threading.Event().wait()
 
 agent.Tree = StallingTree
-crew.STALLED_AFTER_S = 7.0  # more than any turn takes here
+crew.STALLED_AFTER_S = 12.0  # more than any turn takes here: of the watcher, which has the longest, up to 6 s
 main()
 """
 
@@ -361,11 +362,12 @@ def test_a_worker_that_stalls_ends_the_process(tmp_path: Path) -> None:
     with agent:
         idle(agent)
         mark(make_hour(agent.root, HOUR))
-        wait_for(
-            lambda: (
-                "intake" not in agent.get("/healthz")[1] or agent.metric("worker_beat_age_seconds", worker="intake") > 1
-            )
-        )
+
+        def unhealthy() -> str:
+            status, body = agent.get("/healthz")
+            return body if status == 503 else ""
+
+        assert '"intake"' in wait_for(unhealthy, "it to be told", 30)
         assert agent.wait() == 1
         (told,) = agent.records("worker-died")
         assert told["TOMBSYNC_WORKER"] == "intake"
@@ -378,13 +380,13 @@ from tombsync.daemon import agent, crew
 
 class SlowTree(agent.Tree):
     def sight(self, marked):
-        for _ in range(25):
+        print("in a slow turn", flush=True)
+        for _ in range(30):  # many sleeps, as a clock goes on while the process is stopped
             time.sleep(0.1)
         return super().sight(marked)
 
 agent.Tree = SlowTree
-crew.STALLED_AFTER_S = 7.0
-crew.STOOD_STILL_AFTER_S = 2.5
+crew.STALLED_AFTER_S = 12.0
 main()
 """
 
@@ -396,9 +398,9 @@ def test_a_process_that_was_stopped_for_long_goes_on(tmp_path: Path) -> None:
     with agent:
         idle(agent)
         mark(hour)
-        wait_for(lambda: agent.metric("worker_beat_age_seconds", worker="intake") > 1.1, "the intake's slow turn")
+        wait_for(lambda: "in a slow turn" in agent.log.read_text(), "the intake's slow turn")
         agent.signal(signal.SIGSTOP)
-        until = time.monotonic() + 3.5
+        until = time.monotonic() + 12.5  # more than a turn may take
         wait_for(lambda: time.monotonic() > until)
         agent.signal(signal.SIGCONT)
         wait_for(lambda: agent.hidden(MARK), "it to go on")
@@ -768,11 +770,6 @@ def mounted(tmp_path: Path) -> Iterator[tuple[AgentProcess, Disk]]:
             yield agent, made
 
 
-def unmount(made: Disk) -> None:
-    done = made.unmount()
-    assert done.returncode == 0, done.stderr
-
-
 def assert_paused(agent: AgentProcess, expected: list[str]) -> None:
     """It answers, says that it is paused, and keeps everything."""
     wait_for(lambda: agent.get("/metrics")[0] == 200 and not agent.metric("root_believed"), "the loss to be noticed")
@@ -794,7 +791,7 @@ def test_an_idle_agent_lets_its_tree_be_unmounted_and_pauses_until_it_is_back(
     expected = listed(agent.root / HOUR)
     assert len(expected) == 2
     wait_for(lambda: completed(agent, "settle"), "the agent to be idle")
-    unmount(made)
+    made.take_away()
     assert_paused(agent, expected)
     assert os.listdir(agent.root) == []  # nothing was made in the bare mount point
     assert len(agent.records("root-lost")) == 1
@@ -814,7 +811,7 @@ def test_an_agent_that_starts_without_its_tree_waits_for_it(mounted: tuple[Agent
     agent.start()
     expected = listed(agent.root / HOUR)
     agent.stop()
-    unmount(made)
+    made.take_away()
     stray = make_hour(agent.root, HOUR, segments=9)  # a downloader writes into the bare mount point
     mark(stray, segment_stem(4))
     agent.start(ready=False)
@@ -844,7 +841,7 @@ def test_another_tree_in_its_place_is_not_believed_until_a_person_says_so(
     idle(agent.start())
     expected = listed(agent.root / HOUR)
     wait_for(lambda: completed(agent, "settle"), "the agent to be idle")
-    unmount(made)
+    made.take_away()
     with disk(tmp_path / "other") as other:
         other.mount(agent.root)
         theirs = make_hour(agent.root, "desertbus/source/2019-11-13T09", segments=4)
@@ -913,7 +910,7 @@ def test_a_quality_on_a_disk_of_its_own_that_is_unmounted_keeps_its_rows(tmp_pat
             expected = listed(hour)
             mark(hour, segment_stem(2))
             wait_for(lambda: agent.hides(marked(hour, segment_stem(2))), "the watcher to work")
-            unmount(made)
+            made.take_away()
             assert wait_for(lambda: agent.records("place-lost"), "the loss to be told")
             for kind in ("interval", "full"):
                 rescan(agent, kind)
@@ -937,7 +934,7 @@ def test_a_quality_on_a_disk_of_its_own_that_is_unmounted_keeps_its_rows(tmp_pat
             assert is_true(agent, hour)
             assert not agent.records("restored")
 
-            unmount(made)
+            made.take_away()
             wait_for(lambda: len(agent.records("place-lost")) == 2, "the second loss to be told")
             agent.run("adopt-root", "--yes")  # this time it is meant
             rescan(agent, "interval")
@@ -977,8 +974,7 @@ def test_a_directory_that_the_disk_cannot_read_costs_the_rest_nothing(mounted: t
     agent.start()
     expected = listed(agent.root / HOUR)
     agent.stop()
-    unmount(made)
-    wait_for(made.is_released, "the kernel to forget what it had read")
+    made.take_away()
     damage = ["-w", "-R", "zap_block -f /desertbus/source -p 85 0", str(made.image)]
     subprocess.run([need("debugfs"), *damage], check=True, capture_output=True)
     made.mount(agent.root)
@@ -1202,7 +1198,7 @@ IMPATIENT = """
 from tombsync.cli.main import main
 from tombsync.daemon import crew
 
-crew.STALLED_AFTER_S = 7.0  # no idle turn is longer than 5 s
+crew.STALLED_AFTER_S = 12.0  # no idle turn is longer than 6 s
 main()
 """
 
@@ -1225,7 +1221,9 @@ def test_a_full_disk_under_the_index_is_waited_out(tmp_path: Path) -> None:
             wait_for(lambda: agent.records("state-refused"), "the refusal to be told")
             agent.signal(signal.SIGUSR2)
             retries = agent.metric("index_retries_total")
-            wait_for(lambda: agent.metric("index_retries_total") >= retries + 9, "more seconds than any turn takes")
+            wait_for(
+                lambda: agent.metric("index_retries_total") >= retries + 14, "more seconds than any turn takes", 40
+            )
             assert agent.get("/healthz")[0] == 200
             assert not agent.hidden(MARK)
             filler.unlink()
