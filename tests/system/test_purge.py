@@ -17,8 +17,11 @@ from tests.support.agent import AgentProcess, make_hour, peer_table, segment_ste
 from tests.support.index import database
 from tests.support.sshd import Sshd
 from tests.support.waiting import wait_for
+from tombsync.names import OWN_DIRECTORY
 
-HOUR = "desertbus/source/2019-11-13T02"
+PLACE = "desertbus/source"
+HOUR = f"{PLACE}/2019-11-13T02"
+LATER = f"{PLACE}/2019-11-13T05"
 STEM, OTHER, VISIBLE = segment_stem(0), segment_stem(2), segment_stem(4)
 
 
@@ -172,22 +175,49 @@ def test_a_peer_that_is_silent_keeps_everything(agent: AgentProcess, servers: li
 
 
 @pytest.mark.parametrize(
-    ("gone", "reason"),
-    [("", "its segment tree is missing there"), ("desertbus", "is its tree mounted whole?"), (HOUR, "")],
-    ids=["root", "channel", "hour"],
+    ("gone", "empty", "reason"),
+    [
+        ("", False, "its segment tree is missing there"),
+        ("", True, "it kept that channel and quality before"),
+        ("desertbus", False, "it kept that channel and quality before"),
+        ("desertbus", True, "it kept that channel and quality before"),
+        (PLACE, True, "hour-gone: no tombstone of that channel and quality was seen there"),
+        (HOUR, False, ""),
+    ],
+    ids=["root", "empty root", "channel", "empty channel", "empty quality", "hour"],
 )
 def test_a_peer_that_lost_more_than_a_tombstone(
-    agent: AgentProcess, servers: list[Sshd], gone: str, reason: str
+    agent: AgentProcess, servers: list[Sshd], gone: str, empty: bool, reason: str
 ) -> None:
-    """An hour goes with retention, as it should; a channel that was kept there may only be a mount that is missing."""
+    """An hour goes with retention, as it should; what was kept there may only be a mount that is missing, and what is
+    seen in its place the empty mount point.
+    """
+    make_hour(agent.root, LATER)
+    touch(agent.root / LATER, VISIBLE)
+    wait_for(lambda: set(agent.states(f"{LATER}/{VISIBLE}").values()) == {"confirmed"}, "the later confirmations")
     (servers[0].root / gone).rename(servers[0].directory / "lost")
+    if empty:
+        (servers[0].root / gone).mkdir()
     done = agent.run("purge", STEM, "--yes", expect=1 if reason else 0)
     assert reason in done.stderr
     assert here(agent) == (ALL if reason else ALL - {f"{STEM}.ts"})
 
 
+def test_a_new_peer_whose_tree_is_not_mounted_keeps_everything(tmp_path: Path) -> None:
+    """All that it ever showed is an empty mount point."""
+    with Sshd() as server:
+        agent = AgentProcess(tmp_path, peers=[peer_table("node-0", server)])
+        make_hour(agent.root)
+        with agent:
+            touch(agent.root / HOUR, STEM)
+            wait_for(lambda: agent.states(f"{HOUR}/{STEM}") == {"node-0": "not-served"}, "the answer")
+            assert "is its tree mounted?" in agent.run("purge", STEM, "--yes", expect=1).stderr
+            assert (agent.root / HOUR / f"{STEM}.ts").exists()
+
+
 def test_a_peer_that_never_kept_the_channel_is_in_nobodys_way(tmp_path: Path) -> None:
     with Sshd() as server:
+        (server.root / OWN_DIRECTORY).mkdir()  # an agent of its own runs there, for other channels
         agent = AgentProcess(tmp_path, peers=[peer_table("node-0", server)])
         make_hour(agent.root)
         with agent:

@@ -85,6 +85,45 @@ def test_pending_lists_what_is_not_everywhere_and_why(agent: AgentProcess, serve
     assert agent.run("status", "--pending", STEM, expect=2).returncode == 2
 
 
+def test_pending_lists_what_is_placed_and_not_durable(tmp_path: Path) -> None:
+    with Sshd(sftp_args="-P fsync") as server:
+        make_hour(server.root)
+        agent = AgentProcess(tmp_path, peers=[peer_table("node-b", server)])
+        make_hour(agent.root)
+        with agent:
+            touch(agent.root / HOUR, STEM)
+            wait_for(lambda: agent.states(f"{HOUR}/{STEM}") == {"node-b": "not-durable"}, "the answer")
+            (document,) = json.loads(agent.run("status", "--pending", "--json").stdout)
+            assert (document["segment"], document["peer"]) == (f"{HOUR}/{STEM}", "node-b")
+            assert document["state"] == "not-durable"
+            assert "fsync" in document["why"]
+            assert "every peer has confirmed" not in agent.run("status", "--pending").stdout
+
+
+def test_pending_lists_marks_that_no_peer_is_sent(agent: AgentProcess) -> None:
+    stem = segment_stem(2)
+    (agent.root / HOUR / f"{stem}.tombstone").symlink_to("nowhere")
+    wait_for(lambda: agent.hidden(f"{HOUR}/{stem}"), "it to be hidden")
+    (document,) = json.loads(agent.run("status", "--pending", "--json").stdout)
+    assert (document["segment"], document["peer"], document["state"]) == (f"{HOUR}/{stem}", None, None)
+    assert "not sent to peers" in document["why"]
+    told = agent.run("status", "--pending").stdout
+    assert f"{HOUR}/{stem}\t-\t-" in told
+    assert "every peer has confirmed" not in told
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["new", "at another place"])
+def test_pending_lists_peers_that_the_agent_does_not_know_yet(agent: AgentProcess, server: Sshd, moved: bool) -> None:
+    tables = [peer_table("node-b", server, "/elsewhere" if moved else None)]
+    if not moved:
+        tables.append(peer_table("node-c", server, "/elsewhere"))
+    agent.write_settings(tables)
+    (document,) = json.loads(agent.run("status", "--pending", "--json").stdout)
+    assert (document["segment"], document["peer"]) == (None, "node-b" if moved else "node-c")
+    assert "restart it" in document["why"]
+    assert "every peer has confirmed" not in agent.run("status", "--pending").stdout
+
+
 def test_a_peer_that_cannot_be_asked_is_said_and_the_exit_code_too(agent: AgentProcess, server: Sshd) -> None:
     server.stop()
     found = peer(agent, "--live", expect=3)

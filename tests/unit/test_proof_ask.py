@@ -16,7 +16,7 @@ from tests.support.sessions import target_of
 from tests.support.sshd import Sshd
 from tests.support.waiting import wait_for
 from tombsync.errors import HostKeyChanged, PeerError, PeerLost, PeerTimeout, PeerTreeMissing, PeerUnreachable
-from tombsync.names import Marked
+from tombsync.names import OWN_DIRECTORY, Marked
 from tombsync.peers import Answer, Job, Target
 from tombsync.plan import State
 from tombsync.proof import Heard, Question, ask
@@ -115,6 +115,14 @@ def test_it_only_asks_and_hears_every_answer(peers: Peers) -> None:
     }
     assert peer.look() == before
     assert all(job.ask_only and job.ask_data for job in peer.submitted)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_it_hears_whether_the_root_marker_stands_there(peers: Peers, there: bool) -> None:
+    peer = peers.add("node-b")
+    if there:
+        peer.make_directory(OWN_DIRECTORY)
+    assert ask_one(peer, questions(1)).marker_there is there
 
 
 def test_what_the_index_knows_goes_with_the_question_and_data_is_asked_for_only_where_wanted(peers: Peers) -> None:

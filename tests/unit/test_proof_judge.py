@@ -10,7 +10,7 @@ import pytest
 from tests.support.index import HOUR, stem_of
 from tombsync.errors import PeerTimeout
 from tombsync.index import DeliveryRow, PeerRow
-from tombsync.names import Marked
+from tombsync.names import Hour, Marked
 from tombsync.peers import Answer
 from tombsync.plan import State
 from tombsync.proof import Heard, Question, Stand, blocked_by, stand
@@ -100,22 +100,56 @@ def test_what_was_answered_before_a_peer_fell_silent_was_answered() -> None:
 # -- whether data may go -----------------------------------------------------------------------------------------------
 
 
+OTHER_PLACE = Hour("elsewhere", "source", HOUR.number)
+
+
 def asked(*numbers: int) -> list[Question]:
     return [Question(number, Marked(HOUR, stem_of(number))) for number in numbers]
+
+
+def witness(number: int, hour: Hour = HOUR) -> Question:
+    return Question(number, Marked(hour, stem_of(number)), witness=True)
 
 
 def blocked(answers: Heard, questions: Sequence[Question], kept: frozenset[str] = frozenset()) -> str:
     return blocked_by(answers, questions, kept_the_place=lambda peer, marked: marked.stem in kept and peer == "node-b")
 
 
-ENOUGH = {State.CONFIRMED, State.HOUR_GONE, State.NOT_SERVED}
-
-
 @pytest.mark.parametrize("state", State, ids=lambda state: state.word)
 def test_only_who_has_it_durably_or_keeps_no_such_place_lets_data_go(state: State) -> None:
-    assert (blocked(heard(Answer(1, state)), asked(1)) == "") is (state in ENOUGH)
+    assert (blocked(heard(Answer(1, state)), asked(1)) == "") is (state is State.CONFIRMED)
     others = [Answer(number, State.CONFIRMED) for number in (2, 3)]
-    assert (blocked(heard(*others, Answer(1, state)), asked(2, 1, 3)) == "") is (state in ENOUGH)
+    enough = {State.CONFIRMED, State.HOUR_GONE, State.NOT_SERVED}
+    assert (blocked(heard(*others, Answer(1, state)), asked(2, 1, 3)) == "") is (state in enough)
+
+
+@pytest.mark.parametrize("seen", State, ids=lambda state: state.word)
+@pytest.mark.parametrize("marker_there", [False, True])
+@pytest.mark.parametrize("hour", [HOUR, OTHER_PLACE], ids=["there", "elsewhere"])
+def test_an_hour_is_gone_only_where_a_tombstone_of_its_place_is_seen(
+    seen: State, marker_there: bool, hour: Hour
+) -> None:
+    """A root marker says nothing of a quality that is a mount of its own."""
+    answers = heard(Answer(1, State.HOUR_GONE), Answer(2, seen))
+    answers.marker_there = marker_there
+    reason = blocked(answers, [*asked(1), witness(2, hour)])
+    shown = hour is HOUR and seen in (State.CONFIRMED, State.NOT_DURABLE)
+    assert (reason == "") is shown
+    if not shown:
+        assert "hour-gone" in reason and "is its tree mounted whole?" in reason
+        assert stem_of(2) not in reason  # a witness is in nobody's way
+
+
+def test_a_place_is_not_served_only_where_the_tree_is_seen() -> None:
+    answers = heard(Answer(1, State.NOT_SERVED))
+    assert "is its tree mounted?" in blocked(answers, asked(1))
+    assert "is its tree mounted?" in blocked(answers, [*asked(1), witness(2)])  # not answered
+    answers.answers[2] = Answer(2, State.CONFIRMED)
+    assert blocked(answers, [*asked(1), witness(2, OTHER_PLACE)]) == ""
+    answers = heard(Answer(1, State.NOT_SERVED))
+    answers.marker_there = True
+    assert blocked(answers, asked(1)) == ""
+    assert "it kept that channel" in blocked(answers, asked(1), frozenset({stem_of(1)}))
 
 
 def test_what_was_not_answered_blocks() -> None:
@@ -129,6 +163,7 @@ def test_a_peer_that_failed_blocks_whatever_it_said_before() -> None:
 
 def test_a_place_that_was_kept_once_and_is_not_served_now_blocks() -> None:
     answers = heard(Answer(1, State.NOT_SERVED), Answer(2, State.NOT_SERVED))
+    answers.marker_there = True
     reason = blocked(answers, asked(1, 2), frozenset({stem_of(1)}))
     assert "is its tree mounted whole?" in reason
     assert stem_of(1) in reason

@@ -37,6 +37,7 @@ from tombsync.names import Hour, Marked, printable
 from tombsync.tree import DataFile, Tree, delete_data, list_data, remember_purge
 
 _PAGE = 500
+_WITNESSES = 8  # of each channel and quality: hours in which a peer had tombstones, and most likely still has one
 _SHOWN = 50
 
 
@@ -76,7 +77,8 @@ def purge(
 
     Only where every configured peer answers now that it has the tombstone durably, or does not keep that hour or
     channel: else a peer without the tombstone would give the data back. One peer that is silent, or cannot say so, and
-    nothing at all is deleted. Nodes that are not configured are not asked.
+    nothing at all is deleted. That it does not keep them counts only where another tombstone, or for a channel its root
+    marker, is seen there: what is not mounted is missing too. Nodes that are not configured are not asked.
 
     --leftovers lists what retention leaves behind: it passes over data that is hidden when it clears an hour. An hour
     of which everything was marked looks the same.
@@ -230,7 +232,12 @@ def _require_everywhere(
     from tombsync.proof import blocked_by
 
     rows = {row.marker: row for row, _ in files}
-    heard = ask_peers(settings, reader, peers, rows.values())
+    places = {(row.marked.hour.channel, row.marked.hour.quality) for row in rows.values()}
+
+    def witnesses(peer: str) -> list[tuple[int, Marked]]:
+        return [one for place in places for one in reader.confirmed_of(peer, *place, limit=_WITNESSES)]
+
+    heard = ask_peers(settings, reader, peers, rows.values(), witnesses=witnesses)
 
     def kept_the_place(peer: str, marked: Marked) -> bool:
         return reader.has_confirmed_of(peer, marked.hour.channel, marked.hour.quality)

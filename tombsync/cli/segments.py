@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from tombsync import errors
@@ -21,14 +22,15 @@ from tombsync.cli.common import (
 )
 from tombsync.cli.progress import Bar
 from tombsync.config import PeerSettings, Settings
-from tombsync.index import MarkerRow, Reader
-from tombsync.names import Kind, classify
+from tombsync.index import MarkerRow, PeerRow, Reader
+from tombsync.names import Kind, Marked, classify
 from tombsync.plan import State
 from tombsync.tree import Standing, Tree, standing
 
 if TYPE_CHECKING:
     from tombsync.proof import Heard, Question, Stand
 
+NOT_SENT = "not sent to peers: it is no regular file, or its name may not cross a border"
 _PAGE = 500
 
 
@@ -53,9 +55,17 @@ def named_markers(settings: Settings, reader: Reader, stems: Sequence[str]) -> l
 
 
 def ask_peers(
-    settings: Settings, reader: Reader, peers: Sequence[PeerSettings], rows: Iterable[MarkerRow]
+    settings: Settings,
+    reader: Reader,
+    peers: Sequence[PeerSettings],
+    rows: Iterable[MarkerRow],
+    *,
+    witnesses: Callable[[str], Iterable[tuple[int, Marked]]] | None = None,
 ) -> list[tuple[Heard, list[Question]]]:
-    """Ask these peers now about these markers, and whether they have data: what each heard and was asked."""
+    """Ask these peers now about these markers, and whether they have data: what each heard and was asked.
+
+    `witnesses`: by the name of a peer, key and path of the markers to ask it for besides (see Question).
+    """
     from tombsync.daemon import target_of, target_text
     from tombsync.proof import Question, ask
 
@@ -65,10 +75,16 @@ def ask_peers(
     questions = {}
     for peer in peers:
         same = known.get(peer.name) == target_text(peer)  # what another target has confirmed says nothing of this one
-        questions[target_of(peer, settings.node)] = [
+        asked = [
             Question(row.marker, row.marked, durable=same and states[row.marker].get(peer.name) is State.CONFIRMED)
             for row in rows
         ]
+        asked += [
+            Question(marker, marked, durable=same, witness=True)
+            for marker, marked in (witnesses(peer.name) if witnesses is not None else ())
+            if marker not in states
+        ]
+        questions[target_of(peer, settings.node)] = asked
     with Bar(f"asking {len(questions)} peers") as bar:
         return list(zip(ask(questions, data=True, on_progress=bar.show), questions.values(), strict=True))
 
@@ -109,30 +125,13 @@ def tell_segments(settings: Settings, reader: Reader, stems: Sequence[str], *, l
     return code if code or not silent else errors.EXIT_IN_PART
 
 
-def tell_pending(reader: Reader, *, limit: int, as_json: bool) -> int:
-    """Print what is not everywhere yet, newest first, `limit` deliveries of each peer at most."""
+def tell_pending(settings: Settings, reader: Reader, *, limit: int, as_json: bool) -> int:
+    """Print what is not everywhere yet and why, newest first, `limit` segments of each peer at most."""
     documents: list[dict[str, Any]] = []
     left = False
-    for peer in reader.peers():
-        count = 0
-        for delivery in reader.unconfirmed(peer.peer, limit=_PAGE):
-            row = reader.marker_of_key(delivery.marker)
-            if row is None:
-                continue
-            if count == limit:
-                left = True
-                break
-            count += 1
-            documents.append(
-                {
-                    "segment": row.marked.path,
-                    "peer": peer.name,
-                    "state": delivery.state.word,
-                    "hidden_at": iso(row.hidden_at_ns),
-                    "asked_at": iso(delivery.asked_at_ns),
-                    "why": delivery.detail or (None if peer.up else peer.error) or None,
-                }
-            )
+    for lines in _all_pending(settings, reader):
+        documents += islice(lines, limit)
+        left = left or next(lines, None) is not None
     if as_json:
         say_json(documents)
         return 0
@@ -141,11 +140,66 @@ def tell_pending(reader: Reader, *, limit: int, as_json: bool) -> int:
         return 0
     say_table(
         ("SEGMENT", "PEER", "STATE", "HIDDEN", "WHY"),
-        ((d["segment"], d["peer"], d["state"], d["hidden_at"], d["why"] or "-") for d in documents),
+        ([d[key] or "-" for key in ("segment", "peer", "state", "hidden_at", "why")] for d in documents),
     )
     if left:
         say(f"… and more: --limit shows more than {limit} of a peer")
     return 0
+
+
+def _all_pending(settings: Settings, reader: Reader) -> Iterator[Iterator[dict[str, Any]]]:
+    yield _new_peers(settings, reader)
+    for peer in reader.peers():
+        yield _pending_at(reader, peer)
+    yield _unsent(reader)
+
+
+def _new_peers(settings: Settings, reader: Reader) -> Iterator[dict[str, Any]]:
+    """Peers in the settings of which the agent has no deliveries: they lack everything that is hidden here."""
+    from tombsync.daemon import target_text
+
+    known = {row.name: row.target for row in reader.peers()}
+    for peer in settings.peers:
+        if peer.name not in known:
+            yield _pending(peer=peer.name, why="the agent has not taken this peer up yet: restart it")
+        elif known[peer.name] != target_text(peer):
+            yield _pending(peer=peer.name, why="the agent knows this peer by older settings: restart it")
+
+
+def _pending_at(reader: Reader, peer: PeerRow) -> Iterator[dict[str, Any]]:
+    for delivery in reader.unconfirmed(peer.peer, limit=_PAGE):
+        row = reader.marker_of_key(delivery.marker)
+        if row is not None:
+            why = delivery.detail or (None if peer.up else peer.error) or None
+            asked_at_ns = delivery.asked_at_ns
+            yield _pending(row, peer=peer.name, state=delivery.state.word, asked_at_ns=asked_at_ns, why=why)
+
+
+def _unsent(reader: Reader) -> Iterator[dict[str, Any]]:
+    below = None
+    while rows := reader.unpushable(below=below, limit=_PAGE):
+        for row in rows:
+            yield _pending(row, why=NOT_SENT)
+        below = rows[-1].marker
+
+
+def _pending(
+    row: MarkerRow | None = None,
+    *,
+    peer: str | None = None,
+    state: str | None = None,
+    asked_at_ns: int | None = None,
+    why: str | None,
+) -> dict[str, Any]:
+    """A line of `status --pending`. Without a row it is about all that is hidden here, without a peer about each."""
+    return {
+        "segment": row and row.marked.path,
+        "peer": peer,
+        "state": state,
+        "hidden_at": row and iso(row.hidden_at_ns),
+        "asked_at": iso(asked_at_ns),
+        "why": why,
+    }
 
 
 def hear(settings: Settings, reader: Reader, rows: Sequence[MarkerRow]) -> dict[str, Heard]:
@@ -227,7 +281,7 @@ def segment_lines(row: MarkerRow, here: Standing | None, stands: Sequence[Stand]
         *(f"  {one.peer}: {_words(one)}" for one in stands),
     ]
     if not row.pushable:
-        lines.append("  not sent to peers: it is no regular file, or its name may not cross a border")
+        lines.append(f"  {NOT_SENT}")
     elif not stands:
         lines.append("  no peers are configured: nobody else was told")
     return lines

@@ -42,6 +42,8 @@ def status(stems: tuple[str, ...], place: Place, pending: bool, limit: int, live
     was last answered. Nodes that are not configured as peers are not asked. Exit code 3 where a peer could not be asked
     now.
 
+    --pending also lists marks that no peer is sent, and peers in the settings that the agent has not taken up.
+
     \b
     Example
       tombsync status
@@ -58,7 +60,7 @@ def status(stems: tuple[str, ...], place: Place, pending: bool, limit: int, live
         if stems:
             return tell_segments(settings, reader, stems, live=live, as_json=as_json)
         if pending:
-            return tell_pending(reader, limit=max(1, limit), as_json=as_json)
+            return tell_pending(settings, reader, limit=max(1, limit), as_json=as_json)
         facts = node_facts(settings, reader)
         if as_json:
             say_json(facts)

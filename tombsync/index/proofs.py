@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from tombsync.index.schema import HOUR_BITS, HOUR_MASK, IS_OPEN
-from tombsync.names import Hour
+from tombsync.index.schema import from_key, place_range
+from tombsync.names import Hour, Marked
 from tombsync.plan import UNCONFIRMED_STATES, State
 
-_UNCONFIRMED = ",".join(str(int(state)) for state in UNCONFIRMED_STATES)
+_UNCONFIRMED = ",".join(str(int(state)) for state in (*UNCONFIRMED_STATES, State.NOT_DURABLE))
 
 
 class Unconfirmed(NamedTuple):
-    """One delivery that a peer has not answered as it should. Times are wall time in nanoseconds."""
+    """One delivery that a peer has not durably confirmed. Times are wall time in nanoseconds."""
 
     marker: int
     state: State
@@ -30,13 +30,20 @@ class Proofs:
     def _place(self, identifier: int) -> dict[int, tuple[str, str]]:
         raise NotImplementedError
 
+    def _hour_of(self, identifier: int) -> Hour:
+        raise NotImplementedError
+
     def unconfirmed(self, peer: int, *, limit: int) -> Iterator[Unconfirmed]:
-        """Deliveries of a peer that are not confirmed and wait for it, newest first; `limit` rows are read at once."""
+        """Deliveries that a peer keeps a place for and has not durably confirmed, newest first; `limit` rows are read
+        at once.
+
+        Looks through all of that peer's: one that is not durable is not due, so no index of the open ones has it.
+        """
         below = 1 << 62
         while True:
             rows = self._all(
-                "SELECT d.marker, d.state, d.asked_at_ns, d.detail FROM delivery d INDEXED BY delivery_open"
-                f" WHERE d.peer = ? AND d.{IS_OPEN} AND d.state IN ({_UNCONFIRMED}) AND d.marker < ?"
+                "SELECT d.marker, d.state, d.asked_at_ns, d.detail FROM delivery d"
+                f" WHERE d.peer = ? AND d.state IN ({_UNCONFIRMED}) AND d.marker < ?"
                 " ORDER BY d.marker DESC LIMIT ?",
                 (peer, below, limit),
             )
@@ -48,15 +55,29 @@ class Proofs:
 
     def has_confirmed_of(self, peer: str, channel: str, quality: str) -> bool:
         """Whether a peer once confirmed some tombstone of a channel and quality: then it kept them."""
-        place = next((key for key, pair in self._place(0).items() if pair == (channel, quality)), None)
-        if place is None:
+        if (place := self._place_key(channel, quality)) is None:
             return False
         rows = self._all(
             "SELECT 1 FROM marker m JOIN delivery d ON d.marker = m.id JOIN peer p ON p.id = d.peer"
             " WHERE m.hour BETWEEN ? AND ? AND p.name = ? AND d.confirmed_at_ns IS NOT NULL LIMIT 1",
-            (place << HOUR_BITS, place << HOUR_BITS | HOUR_MASK, peer),
+            (*place_range(place), peer),
         )
         return bool(rows)
+
+    def confirmed_of(self, peer: str, channel: str, quality: str, *, limit: int) -> list[tuple[int, Marked]]:
+        """Tombstones of a channel and quality that a peer has confirmed: one of each hour, of the newest hours."""
+        if (place := self._place_key(channel, quality)) is None:
+            return []
+        rows = self._all(
+            "SELECT max(m.id), m.hour, m.stem FROM marker m JOIN delivery d ON d.marker = m.id"
+            " JOIN peer p ON p.id = d.peer WHERE m.hour BETWEEN ? AND ? AND p.name = ? AND d.state = ?"
+            " GROUP BY m.hour ORDER BY m.hour DESC LIMIT ?",
+            (*place_range(place), peer, State.CONFIRMED, limit),
+        )
+        return [(marker, Marked(self._hour_of(hour), from_key(stem))) for marker, hour, stem in rows]
+
+    def _place_key(self, channel: str, quality: str) -> int | None:
+        return next((key for key, pair in self._place(0).items() if pair == (channel, quality)), None)
 
     def leftover_hours(self, *, limit: int) -> Iterator[Hour]:
         """Hours with data of which nothing is visible, by rising key; `limit` rows are read at once."""
@@ -65,5 +86,5 @@ class Proofs:
             "SELECT id FROM hour WHERE files > 0 AND hidden >= files AND id > ? ORDER BY id LIMIT ?", (above, limit)
         ):
             for (key,) in rows:
-                yield Hour(*self._place(key >> HOUR_BITS)[key >> HOUR_BITS], key & HOUR_MASK)
+                yield self._hour_of(key)
             above = rows[-1][0]

@@ -22,17 +22,22 @@ _POLL_S = 0.5
 
 
 class Question(NamedTuple):
-    """Whether a tombstone is at a peer. `durable`: the index knows that this very peer confirmed it (see Job)."""
+    """Whether a tombstone is at a peer. `durable`: the index knows that this very peer confirmed it (see Job).
+
+    `witness`: asked only because, where it is seen, its channel and quality are mounted there.
+    """
 
     marker: int
     marked: Marked
     durable: bool = False
+    witness: bool = False
 
 
 @dataclass
 class Heard:
     """What one peer answered, by marker, and why the rest was not answered. `asked_at_ns` is wall time.
 
+    `marker_there`: its tree had its root marker, so what is missing there is not missing with the whole tree.
     Written by the peer's own thread; complete when `ask` returns.
     """
 
@@ -40,6 +45,7 @@ class Heard:
     asked_at_ns: int
     answers: dict[int, Answer] = field(default_factory=dict)
     error: PeerError | None = None
+    marker_there: bool = False
 
 
 class _Asker:
@@ -75,6 +81,7 @@ class _Asker:
                 raise PeerLost(self._target.name, "stopping")
             if not session.root_there:  # not mounted there: no answer about an hour or a channel would mean anything
                 raise PeerTreeMissing(self._target.name, self._target.path)
+            heard.marker_there = session.marker_there
             self._exchange(session)
         except PeerError as exc:
             heard.error = exc

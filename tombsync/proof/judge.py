@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from tombsync.index import DeliveryRow, PeerRow
@@ -13,6 +13,8 @@ from tombsync.proof.ask import Heard, Question
 
 # What lets data be deleted here: the peer has the tombstone durably, or has no place where the data could be.
 ENOUGH_STATES = (State.CONFIRMED, State.HOUR_GONE, State.NOT_SERVED)
+# The tombstone was seen there, so where it stands is mounted.
+_SEEN_STATES = (State.CONFIRMED, State.NOT_DURABLE)
 # Answers to a question that creates nothing: the tombstone is not there.
 _NOT_THERE_STATES = (State.PENDING, State.HOUR_GONE, State.NOT_SERVED)
 _MOST_REASONS = 3  # stems named of one peer; the rest are counted
@@ -99,23 +101,37 @@ def held_elsewhere(heard: Heard, questions: Iterable[Question]) -> str:
     return _of_peer(heard.peer, reasons)
 
 
-def blocked_by(heard: Heard, questions: Iterable[Question], *, kept_the_place: Callable[[str, Marked], bool]) -> str:
+def blocked_by(heard: Heard, questions: Sequence[Question], *, kept_the_place: Callable[[str, Marked], bool]) -> str:
     """Why a peer's answers do not let the data of these stems be deleted here; "" where they do.
 
-    `kept_the_place`: whether the peer once had tombstones of that channel and quality. One that now says that it does
-    not serve them may have lost a mount, and its data with the marks would be back with it.
+    That something is missing counts only beside something that stands: what is not mounted is missing too, and its data
+    comes back with it. An hour may be gone where another tombstone of its channel and quality was seen. A channel or
+    quality may be missing where the root marker was seen, or any tombstone, and the peer never had it.
+
+    `kept_the_place`: whether the peer once had tombstones of that channel and quality.
     """
     if heard.error is not None:
         return str(heard.error)
+    standing = {
+        question.marked.hour[:2]
+        for question in questions
+        if (answer := heard.answers.get(question.marker)) is not None and answer.state in _SEEN_STATES
+    }
     reasons = []
     for question in questions:
         answer = heard.answers.get(question.marker)
+        if question.witness:
+            continue
         if answer is None:
             why = "not answered"
         elif answer.state not in ENOUGH_STATES:
             why = ": ".join(filter(None, (answer.state.word, answer.detail)))
         elif answer.state is State.NOT_SERVED and kept_the_place(heard.peer, question.marked):
             why = "not-served: it kept that channel and quality before; is its tree mounted whole?"
+        elif answer.state is State.NOT_SERVED and not (heard.marker_there or standing):
+            why = "not-served: neither its root marker nor a tombstone was seen there; is its tree mounted?"
+        elif answer.state is State.HOUR_GONE and question.marked.hour[:2] not in standing:
+            why = "hour-gone: no tombstone of that channel and quality was seen there; is its tree mounted whole?"
         else:
             continue
         reasons.append(f"{printable(question.marked.path)}: {why}")
