@@ -42,6 +42,8 @@ def status(stems: tuple[str, ...], place: Place, pending: bool, limit: int, live
     was last answered. --pending lists also what no peer is sent, and peers that the agent has not taken up. Nodes that
     are not configured as peers are not asked. Exit code 3 where a peer could not be asked now.
 
+    --pending also lists marks that no peer is sent, and peers in the settings that the agent has not taken up.
+
     \b
     Example
       tombsync status
