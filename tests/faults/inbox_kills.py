@@ -71,7 +71,7 @@ def run(
     assert receiver.agent.metric("tombstones") == marks
     assert {path: path.read_bytes() for path in receiver.root.glob("*/*/*/*.ts")} == data
     for agent in (sender, receiver.agent):
-        agent.stop()
+        assert agent.stop() == 0
         told = Counter(record["TOMBSYNC_SEGMENT"] for record in agent.records("hidden"))
         assert max(told.values()) == 1, [one for one, times in told.items() if times > 1]
     return len(told)

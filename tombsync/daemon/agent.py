@@ -31,6 +31,7 @@ from tombsync.daemon.parts import (
 from tombsync.daemon.requests import Requests
 from tombsync.daemon.sources import Sources, describe
 from tombsync.guard import RootGuard
+from tombsync.inbox import Inbox
 from tombsync.index import AgentLock, Checkpointer, Hidden, Writer, index_path, note_damage
 from tombsync.intake import Intake
 from tombsync.metrics import Metrics
@@ -159,14 +160,13 @@ class Agent:
             ready_detail=lambda: describe(guard, rescan),
             stale_after_s=STALLED_AFTER_S,
         )
-        server = WebServer(app, settings.http.listen)
+        server = WebServer(app, settings.http.listen, on_turn=lambda: self._beats.beat("http"))
         server.start()
         stack.callback(server.close)
         stack.callback(checkpointer.close)
-        stack.callback(self._stop_workers, watch, rescan, mailbox)
+        stack.callback(self._stop_workers, watch, rescan, mailbox, inbox)
         workers: list[Worker] = [checkpointer, intake, *self._pushers, guard]
         if inbox is not None:
-            stack.callback(inbox.close)
             workers.append(inbox)
         for worker in workers:
             self._drive(worker)
@@ -270,7 +270,7 @@ class Agent:
                 audit.record(Event.STOPPING, "the agent was asked to stop")
                 return
             self._check_index()
-            if not server.alive:  # it has no beat: whoever asks /healthz gets no answer where it stalls
+            if not server.alive:
                 self._died("http", RuntimeError("its thread has ended"))
             self._check_workers(audit)
             if self._root_returned:
@@ -336,7 +336,7 @@ class Agent:
 
     # -- stopping -----------------------------------------------------------------------------------------------------
 
-    def _stop_workers(self, watch: Watch, rescan: Rescan, mailbox: Mailbox) -> None:
+    def _stop_workers(self, watch: Watch, rescan: Rescan, mailbox: Mailbox, inbox: Inbox | None) -> None:
         deadline = time.monotonic() + STOP_TIMEOUT_S
         for pusher in self._pushers:
             pusher.stop()
@@ -361,6 +361,8 @@ class Agent:
                 pusher.tell_committed()
         if rescan.name not in still_running:
             rescan.close()
+        if inbox is not None and inbox.name not in still_running:
+            inbox.close()
         if still_running:
             log.warning("still running at the end, and cut short: %s", ", ".join(still_running))
 
