@@ -16,6 +16,7 @@ from watchdog.observers.api import BaseObserver
 
 from tombsync.cli.main import main
 from tombsync.guard import RootGuard
+from tombsync.inbox import Inbox
 from tombsync.index import Checkpointer
 from tombsync.intake import Intake
 from tombsync.push import Pusher
@@ -28,6 +29,7 @@ TURNS: dict[str, tuple[type, str]] = {
     "intake": (Intake, "loop"),
     "push": (Pusher, "loop"),
     "guard": (RootGuard, "loop"),
+    "inbox": (Inbox, "loop"),
     "rescan": (Rescan, "loop"),
     "watch emitter": (HourEmitter, "queue_events"),
     "watch dispatcher": (BaseObserver, "dispatch_events"),

@@ -122,7 +122,7 @@ class Kills:
         assert list(receiver.inbox("node-a").iterdir()) == []
         assert receiver.agent.metric("tombstones") == len(self.made)
         for agent in (self.sender, receiver.agent):
-            agent.stop()
+            assert agent.stop() == 0
             told = Counter(record["TOMBSYNC_SEGMENT"] for record in agent.records("hidden"))
             assert max(told.values()) == 1, [one for one, times in told.items() if times > 1]
         self._check_untold()

@@ -152,7 +152,7 @@ def test_a_verify_restores_what_the_peer_lost_and_learns_of_its_data(
     with receiver.agent, sender:
         touch(sender.root / HOUR, STEM)
         wait_for(lambda: sender.states(f"{HOUR}/{STEM}") == {"node-b": "confirmed"}, "the confirmation")
-        receiver.agent.stop()
+        assert receiver.agent.stop() == 0
         (receiver.root / HOUR / f"{STEM}.tombstone").unlink()
         receiver.agent.start()
         wait_for(lambda: stands(receiver), "it to be there again", 90)
@@ -182,7 +182,7 @@ def test_peer_test_says_at_which_step_it_fails(receiver: ReceivingNode, sender: 
         told = sender.run("peer", "test", "node-b").stdout
         assert "a canary went the whole way and came back" in told
         assert list(receiver.inbox("node-a").iterdir()) == []
-        receiver.agent.stop()
+        assert receiver.agent.stop() == 0
         failed = sender.run("peer", "test", "node-b", expect=1)
         assert "its segment tree is there" in failed.stdout
         assert "its agent takes nothing from the inbox" in failed.stderr

@@ -190,13 +190,11 @@ class Agent:
             ready_detail=lambda: describe(guard, rescan),
             stale_after_s=STALLED_AFTER_S,
         )
-        server = WebServer(app, settings.http.listen)
+        server = WebServer(app, settings.http.listen, on_turn=lambda: crew.beats.beat("http"))
         server.start()
         stack.callback(server.close)
         stack.callback(checkpointer.close)
-        if inbox is not None:
-            stack.callback(inbox.close)
-        stack.callback(stop_workers, crew, pushers, watch, rescan, mailbox)
+        stack.callback(stop_workers, crew, pushers, watch, rescan, mailbox, inbox)
         first: list[Worker] = [checkpointer, intake]
         for worker in first:
             crew.drive(worker)
@@ -263,7 +261,7 @@ class Agent:
     def _check(self, server: WebServer, audit: Audit) -> None:
         """Raise what ends the agent: WorkerDied, RootReturned."""
         self._check_index()
-        if not server.alive:  # it has no beat: whoever asks /healthz gets no answer where it stalls
+        if not server.alive:
             self._crew.died("http", RuntimeError("its thread has ended"))
         self._crew.check(audit)
         if self._root_returned:

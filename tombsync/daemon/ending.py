@@ -7,6 +7,7 @@ import time
 
 from tombsync.daemon.crew import Crew
 from tombsync.daemon.pushers import Pushers
+from tombsync.inbox import Inbox
 from tombsync.index import Checkpointer
 from tombsync.intake import Intake
 from tombsync.rescan import Rescan
@@ -18,7 +19,9 @@ log = logging.getLogger(__name__)
 STOP_TIMEOUT_S = 4.0  # all threads together; what is cut short is done again after the next start
 
 
-def stop_workers(crew: Crew, pushers: Pushers, watch: Watch, rescan: Rescan, mailbox: Mailbox) -> None:
+def stop_workers(
+    crew: Crew, pushers: Pushers, watch: Watch, rescan: Rescan, mailbox: Mailbox, inbox: Inbox | None
+) -> None:
     """Stop everything but what writes the index, have that write what was handed over, and stop it too."""
     deadline = time.monotonic() + STOP_TIMEOUT_S
     for pusher in pushers.all:
@@ -44,5 +47,7 @@ def stop_workers(crew: Crew, pushers: Pushers, watch: Watch, rescan: Rescan, mai
             pusher.tell_committed()
     if rescan.name not in still_running:
         rescan.close()
+    if inbox is not None and inbox.name not in still_running:
+        inbox.close()
     if still_running:
         log.warning("still running at the end, and cut short: %s", ", ".join(still_running))

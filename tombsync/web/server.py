@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 WORKERS = 4
 CLOSE_TIMEOUT_S = 2.0
 UNIX_MODE = 0o660  # the group is that of whoever may read, a web server for example
+LOOP_WAIT_S = 5.0  # of an idle loop, which is woken for all it does (benchmarks/idle.py)
 _BACKLOG = 128
 _POLL_S = 0.01
 
@@ -35,8 +36,6 @@ _SETTINGS = {
     "ident": "",  # no Server header: it would tell the version
     "expose_tracebacks": False,
     "log_socket_errors": False,  # a client that goes away is no event
-    "asyncore_use_poll": True,  # select() fails at descriptor 1024
-    "asyncore_loop_timeout": 5,  # of an idle loop, which is woken for all it does (benchmarks/idle.py)
     "connection_limit": 200,
     "channel_timeout": 30,
     "cleanup_interval": 5,
@@ -51,13 +50,23 @@ class WebServer:
     `start` and `close` are called by one thread, the owner.
     """
 
-    def __init__(self, app: WSGIApplication, listen: str, *, workers: int = WORKERS) -> None:
+    def __init__(
+        self,
+        app: WSGIApplication,
+        listen: str,
+        *,
+        workers: int = WORKERS,
+        on_turn: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`on_turn`: called by the serving thread before each turn of its loop, the longest of which is LOOP_WAIT_S."""
         self._app = app
+        self._on_turn = on_turn
         self._listen = listen
         self._worker_count = workers
         self._address: tuple[str, int] | None = None
         self._unix_file: tuple[int, int] | None = None  # device and inode of the socket that we made
         self._server: Any = None
+        self._map: dict[int, Any] = {}  # descriptor -> what waitress's loop looks after; empty at the end
         self._workers = _Workers()
         self._loop: threading.Thread | None = None
 
@@ -89,12 +98,20 @@ class WebServer:
             self._address = (path, 0)
         else:
             self._address = listener.getsockname()[:2]
-        self._server = create_server(self._app, sockets=[listener], backlog=_BACKLOG, threads=0, **_SETTINGS)
+        self._server = create_server(
+            self._app, map=self._map, sockets=[listener], backlog=_BACKLOG, threads=0, **_SETTINGS
+        )
         self._server.task_dispatcher = self._workers
         self._server.channel_class = _Channel
         self._workers.set_thread_count(self._worker_count)
-        self._loop = threading.Thread(target=self._server.run, name="http", daemon=True)
+        self._loop = threading.Thread(target=self._run, name="http", daemon=True)
         self._loop.start()
+
+    def _run(self) -> None:
+        """waitress's own loop, a turn at a time."""
+        while self._map:
+            self._on_turn()
+            wasyncore.loop(timeout=LOOP_WAIT_S, use_poll=True, map=self._map, count=1)  # select() fails at 1024
 
     def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> bool:
         """Stop; returns whether all of it ended in time. After False (a route is stuck) it may be called again.
