@@ -32,8 +32,9 @@ os.chdir("{OWN}")
 def makes_a_key():
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
-            if open(f"/proc/{{pid}}/comm").read() == "ssh-keygen\\n":
-                return True
+            with open(f"/proc/{{pid}}/cmdline") as file:  # which is empty from its end on, before that is told
+                if file.read().partition("\\0")[0].endswith("ssh-keygen"):
+                    return True
         except OSError:
             pass
 
@@ -79,13 +80,15 @@ def test_whoever_owns_the_directory_is_given_no_file_of_roots(machine: Machine) 
     before = facts(machine, SECRET)
     machine.run("chown", "tombsync:", OWN)
     with machine.start_program(sys.executable, "-I", "-c", EXCHANGE) as attack:
-        assert attack.stdout is not None
-        assert attack.stdout.readline() == "ready\n"
-        for _ in range(5):
-            said = machine.tombsync(*ADD, expect=None).stderr
-            assert facts(machine, SECRET) == before
-            machine.run("rm", "-f", f"{OWN}/id_ed25519")
-        machine.run("chown", "root:tombsync", OWN)  # as it is said, and the end of the attack
+        try:
+            assert attack.stdout is not None
+            assert attack.stdout.readline() == "ready\n"
+            for _ in range(5):
+                said = machine.tombsync(*ADD, expect=None).stderr
+                assert facts(machine, SECRET) == before
+                machine.run("rm", "-f", f"{OWN}/id_ed25519")
+        finally:
+            machine.run("chown", "root:tombsync", OWN)  # as it is said, and the end of the attack
     assert f"{OWN}: what root writes there must be root's alone" in said
     assert f"  hint: look for links in it, then `chown root {OWN}` and `chmod go-w {OWN}`" in said
     assert not any(machine.path(OWN).glob("id_*"))
