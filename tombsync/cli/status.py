@@ -39,8 +39,8 @@ def status(stems: tuple[str, ...], place: Place, pending: bool, limit: int, live
     """Show this node and its peers, or for each STEM (or path) how it stands at every node.
 
     For each: has it the tombstone, confirmed when, asked when, and still the data. Without --live it is what the agent
-    was last answered. --pending lists also what no peer is sent, and peers that the agent has not taken up. Nodes that are not configured as peers are not asked. Exit code 3 where a peer could not be asked
-    now.
+    was last answered. --pending lists also what no peer is sent, and peers that the agent has not taken up. Nodes that
+    are not configured as peers are not asked. Exit code 3 where a peer could not be asked now.
 
     \b
     Example
