@@ -35,7 +35,8 @@ def make_account(stack: ExitStack, name: str) -> int:
         pass
     command = [need("useradd"), "--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin"]
     run(*command, "--password", "*", name)
-    stack.callback(run, need("userdel"), name)
+    # By force: userdel looks for processes by number, and those of a container beside us may have the same.
+    stack.callback(run, need("userdel"), "--force", name)
     return pwd.getpwnam(name).pw_uid
 
 

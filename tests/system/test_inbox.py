@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,9 +18,13 @@ import pytest
 
 from tests.support.agent import AgentProcess, make_hour, segment_stem, touch
 from tests.support.inbox import ReceivingNode, account_of
+from tests.support.journal import Journal
 from tests.support.programs import need
 from tests.support.waiting import wait_for
 from tombsync.names import Marked, Offer, offer_name, strict_path
+from tombsync.peers import Connector, Target
+from tombsync.push.canary import CANARY_INTERVAL_S, CANARY_LOST_AFTER_S, Canary
+from tombsync.tree import Tree
 
 HOUR = "desertbus/source/2019-11-13T02"
 STEM = segment_stem(0)
@@ -169,12 +176,42 @@ def test_a_verify_restores_what_the_peer_lost_and_learns_of_its_data(
         wait_for(lambda: data() == [True], "the answer about its data")
 
 
-def test_the_canary_shows_a_receiver_that_takes_nothing(receiver: ReceivingNode, sender: AgentProcess) -> None:
+def test_the_canary_comes_back_from_a_receiver_that_takes(receiver: ReceivingNode, sender: AgentProcess) -> None:
     with receiver.agent, sender:
         wait_for(lambda: sender.metric("peer_up", peer="node-b") == 1, "the session")
         wait_for(lambda: 0 < sender.metric("canary_age_seconds", peer="node-b") < 20, "the canary to come back")
         assert receiver.agent.records("rejected") == []
         assert list(receiver.inbox("node-a").iterdir()) == []
+
+
+def test_the_canary_shows_a_receiver_that_takes_nothing(
+    receiver: ReceivingNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its sshd, its inbox and its view are there all the time."""
+    monkeypatch.setattr("tombsync.peers.inbox._CANARY_PATIENCE_S", 0.2)
+    server = receiver.server
+    ours = (account_of("node-a"), str(server.key_path), str(server.known_hosts_path))
+    target = Target("node-b", server.host, server.port, *ours, str(receiver.view), "inbox", "node-a")
+    Tree(str(receiver.root)).adopt()
+    now = time.monotonic()
+    with Journal() as journal, contextlib.closing(Connector(target).connect()) as session:
+        canary = Canary("node-b", journal.audit)
+
+        def told(later_s: float) -> list[str]:
+            """What is in the journal, so much later."""
+            session.collect(time.monotonic())
+            canary.look_after(session, now + later_s)
+            return [record["TOMBSYNC_EVENT"] for record in journal.records()]
+
+        assert told(0.0) == []
+        wait_for(lambda: told(1.0) or session.canary_problem, "the first canary to be given up")
+        assert told(CANARY_LOST_AFTER_S - 1.0) == []
+        wait_for(lambda: told(CANARY_LOST_AFTER_S + 1.0) == ["canary-lost"], "it to be told")
+        with receiver.agent:
+            later_s = itertools.count(2 * CANARY_LOST_AFTER_S, CANARY_INTERVAL_S)
+            wait_for(lambda: told(next(later_s)) == ["canary-lost", "canary-returned"], "it to be whole again")
+            wait_for(lambda: list(receiver.inbox("node-a").iterdir()) == [], "the last one to be taken")
+            assert receiver.agent.records("rejected") == []
 
 
 def test_peer_test_says_at_which_step_it_fails(receiver: ReceivingNode, sender: AgentProcess) -> None:
