@@ -30,6 +30,7 @@ from tombsync import errors
 EVERY_POINT = os.environ.get("CI") == "true" or "TOMBSYNC_ALL_FAILING_CALLS" in os.environ
 SAMPLE = 8  # points of each kind of failure in a normal run
 WORLDS = 6  # lives at once: most of each is waiting
+TRIES = 3  # for each point, to be met
 STRIDE = 16  # of what is tried again at once, a life bears more than one
 
 KNOWN, VANISHED, TOUCHED, MARKED = stem(0), stem(1), stem(2), stem(3)
@@ -82,7 +83,9 @@ def live(world: World, failure: Failure, at: int, every: int = 0) -> Fault:
     said = agent.log.read_text(errors="replace")
     assert "Traceback" not in said
     if code != 0:
-        assert fault.hit is not None
+        # Nothing failed, but the signal met the main thread in a call that was being handed over, which ends that call.
+        interrupted = said.endswith(f"tombsync: {os.strerror(errno.EINTR)}\n")
+        assert fault.hit is not None or interrupted
         assert code in (errors.EXIT_FAILED, errors.EXIT_RESTART)
         assert any(line.startswith("tombsync: ") for line in said.splitlines())
         agent.start(ready=False)
@@ -145,16 +148,23 @@ def test_the_agent_survives_any_failure_or_ends_with_its_reason(
     seed = random.randrange(1 << 32)
     if not EVERY_POINT:
         points = sorted(random.Random(seed).sample(points, min(SAMPLE, len(points))))
+    met: set[int] = set()
     with ThreadPoolExecutor(WORLDS) as pool:
-        met: set[int] = set()
         if EVERY_POINT and failure.error == errno.EINTR:
             for fault in pool.map(lambda at: run(at, STRIDE), range(1, STRIDE + 1)):
                 met |= {call.number for call in fault.hits}
-        alone = [point for point in points if point not in met]  # some lives ended before they came so far
-        met |= {fault.hit.number for fault in pool.map(run, alone) if fault.hit is not None}
+        for _ in range(TRIES):  # one life has some calls more than another: it may have another rescan before its end
+            alone = [point for point in points if point not in met]
+            met |= {fault.hit.number for fault in pool.map(run, alone) if fault.hit is not None}
+    if EVERY_POINT:  # until a life that meets none
+        while count + 1 in met or run(count + 1).hit is not None:
+            count += 1
+            met.add(count)
+    unmet = sorted(set(points) - met)
     with capsys.disabled():
         click.echo(f"\n{failure}: {len(met)} points of about {count}" + ("" if EVERY_POINT else f" (seed {seed})"))
-    assert len(met) > 0.7 * len(points)
+    # Every call up to one that lives as short as some of these do not come to.
+    assert all(point > 0.9 * len(whole.seen) for point in unmet), unmet
 
 
 def mark_until_nothing_fails(world: World, failure: Failure, *, agent_runs: bool) -> int:

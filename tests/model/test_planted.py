@@ -47,6 +47,17 @@ def hide_in_every_hour(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "HIDDEN_STEMS", "(SELECT stem FROM marker GROUP BY stem HAVING max(gen) % 2 = 0)")
 
 
+def hide_what_begins_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tombstone hides every stem that begins with its own, too."""
+    begins = "substr(s.stem, 1, length(m.stem)) = m.stem"
+    monkeypatch.setattr(
+        reader,
+        "HIDDEN_STEMS",
+        f"(SELECT s.stem FROM segment s JOIN marker m ON m.hour = s.hour AND {begins}"
+        " WHERE s.hour = ?1 GROUP BY s.stem, m.stem HAVING max(m.gen) % 2 = 0)",
+    )
+
+
 def never_submit_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was on its way when a session ended is thought to be on its way for ever."""
     lose = Pusher._lose
@@ -93,6 +104,7 @@ def confirm_what_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (forget_at_once, checks.STAYS_HIDDEN),
         (hide_in_every_hour, checks.NOTHING_ELSE),
+        (hide_what_begins_so, checks.NOTHING_ELSE),
         (never_submit_again, checks.PUSHED),
         (never_verify, checks.CONVERGES),
         (find_only_beside_segments, checks.RESCAN_HIDES),

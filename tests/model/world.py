@@ -17,9 +17,9 @@ from tombsync.names import Hour, Marked, hour_number
 from tombsync.plan import KEEP_STATES, State
 from tombsync.tree import Listing
 
-HASHES = ("7IS92rssMzoSBQDIevHStbTNy-URRV3Vw-jzZ6pwOZM", "47DEQpj8HBSa-_TImW-5JCeuQeRkm5NMpJWZG3hSuFU")
-# A segment, its twin of the same instant, and a batch of chat.
-STEMS = (f"45:51.608000-2.0-full-{HASHES[0]}", f"45:51.608000-2.0-full-{HASHES[1]}", f"45:00-{HASHES[0]}")
+HASH = "7IS92rssMzoSBQDIevHStbTNy-URRV3Vw-jzZ6pwOZM"
+# A segment, another one whose stem begins with the whole of that, and a batch of chat.
+STEMS = (f"45:51.608000-2.0-full-{HASH}", f"45:51.608000-2.0-full-{HASH}-2", f"45:00-{HASH}")
 EXTENSIONS = (".ts", ".json")
 CHANNEL, HOUR_NUMBER = "desertbus", hour_number("2019-11-13T02")
 HOURS = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -791,27 +792,31 @@ def test_rescan_by_the_running_agent(tmp_path: Path) -> None:
         assert "asked the agent" in agent.run("rescan", "--no-wait").stdout
 
 
-def waiting_rescan(agent: AgentProcess) -> subprocess.Popen[str]:
-    """A `rescan` that waits for an agent which is stopped: it has asked, and gets no answer."""
+@contextlib.contextmanager
+def waiting_rescan(agent: AgentProcess) -> Iterator[subprocess.Popen[str]]:
+    """A `rescan` that waits for an agent which is stopped: it has asked, and gets no answer. Gone after the block."""
     agent.signal(signal.SIGSTOP)
+    command: list[str | Path] = [*PROGRAM, "rescan", "--config", agent.config]
     process = subprocess.Popen(
-        [*PROGRAM, "rescan", "--config", agent.config],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
-    )  # fmt: skip
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    )
     asked = 1 << (signal.SIGUSR1 - 1)
 
     def is_pending() -> bool:
         status = Path(f"/proc/{agent.pid}/status").read_text()
         return any(int(mask, 16) & asked for mask in re.findall(r"^S[hi]..?Pnd:\s*(\w+)", status, re.MULTILINE))
 
-    wait_for(is_pending, "the agent to be asked")
-    return process
+    with process:  # closes its pipes and waits for it
+        try:
+            wait_for(is_pending, "the agent to be asked")
+            yield process
+        finally:
+            process.kill()
 
 
 def test_ctrl_c_ends_the_wait_for_the_agent(tmp_path: Path) -> None:
     agent = AgentProcess(tmp_path)
-    with agent:
-        process = waiting_rescan(agent)
+    with agent, waiting_rescan(agent) as process:
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=20)
         agent.signal(signal.SIGCONT)
@@ -822,8 +827,7 @@ def test_ctrl_c_ends_the_wait_for_the_agent(tmp_path: Path) -> None:
 
 def test_an_agent_that_ends_meanwhile_is_not_waited_for(tmp_path: Path) -> None:
     agent = AgentProcess(tmp_path)
-    with agent:
-        process = waiting_rescan(agent)
+    with agent, waiting_rescan(agent) as process:
         agent.kill()
         out, err = process.communicate(timeout=20)
         assert process.returncode == 1

@@ -794,12 +794,12 @@ def test_a_symlinked_root_is_resolved_once(tmp_path: Path) -> None:
 @pytest.mark.timeout(180)
 def test_a_tree_that_is_not_the_known_one_is_not_watched(tmp_path: Path) -> None:
     """So many watches go with an unmounted tree that the queue overflows; the walk after it meets what is there now."""
-    with disk(tmp_path / "image", megabytes=128) as mounted:
+    with open("/proc/sys/fs/inotify/max_queued_events", encoding="ascii") as file:
+        hours = int(file.read()) // 2 + 500  # each tells of its end twice
+    with disk(tmp_path / "image", megabytes=64 + hours // 128) as mounted:  # 8 KiB each
         agent = AgentProcess(tmp_path)
         stray = make_hour(agent.root, HOUR)  # in the bare mount point
         mounted.mount(agent.root)
-        with open("/proc/sys/fs/inotify/max_queued_events", encoding="ascii") as file:
-            hours = int(file.read()) // 2 + 500  # each tells of its end twice
         for number in range(hours):
             (agent.root / "desertbus/source" / hour_text(FIRST_HOUR - number)).mkdir(parents=True)
         with agent:
