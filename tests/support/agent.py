@@ -141,9 +141,25 @@ class AgentProcess:
         self.process.wait()
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal."""
+        """Send a signal; after SIGSTOP it has stopped."""
         assert self.process is not None
         self.process.send_signal(number)
+        if number == signal.SIGSTOP:
+            wait_for(self._has_stopped, "it to stop")
+
+    def _has_stopped(self) -> bool:
+        """All its threads: each stops when it next comes out of the kernel."""
+        tasks = Path(f"/proc/{self.pid}/task")
+        try:
+            return all(
+                (tasks / task / "stat").read_text().rpartition(")")[2].split()[0] == "T" for task in os.listdir(tasks)
+            )
+        except FileNotFoundError:  # one ended meanwhile
+            return False
+
+    def is_running(self) -> bool:
+        """Whether it has not ended."""
+        return self.process is not None and self.process.poll() is None
 
     def __enter__(self) -> AgentProcess:
         return self.start()

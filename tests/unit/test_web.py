@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import http.client
 import json
 import math
@@ -99,6 +100,7 @@ Serve = Callable[..., WebServer]
 @pytest.fixture
 def serve() -> Iterator[Serve]:
     """Start servers; at the end every one must stop, and leave no thread and no descriptor."""
+    gc.collect()  # what earlier tests left behind would go meanwhile
     threads, descriptors = set(threading.enumerate()), os.listdir("/proc/self/fd")
     started = []
 
