@@ -15,7 +15,7 @@ import signal
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,17 @@ BOOT_S = 60.0
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-def run(*command: str | Path, check: bool = True, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
+def run(
+    *command: str | Path, check: bool = True, timeout_s: float = 300, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run a program of this machine."""
     done = subprocess.run(
-        [str(word) for word in command], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=timeout_s
+        [str(word) for word in command],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=timeout_s,
+        env=env,
     )
     assert not check or done.returncode == 0, f"{command}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
@@ -66,6 +73,7 @@ class Machine:
         self.name = name
         self.address = address
         self.root = base / "root"  # of its file system
+        self.tree = "/segments"  # its segment tree, in it
         self.console = base / "console.log"
         self._namespace = namespace
         self._binds = binds
@@ -234,9 +242,9 @@ class Machines:
 def copied(source: Path, to: Path, version: str) -> Path:
     """The project as it is delivered, as another version of it."""
     to.mkdir(parents=True)
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE"):
         shutil.copy(source / name, to / name)
-    for name in ("tombsync", "systemd"):
+    for name in ("tombsync", "systemd", "docs"):
         shutil.copytree(source / name, to / name, ignore=shutil.ignore_patterns("__pycache__"))
     text, found = re.subn(r"^version = .*$", f"version = {version}", (to / "setup.cfg").read_text(), flags=re.MULTILINE)
     assert found == 1

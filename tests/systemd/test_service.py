@@ -8,44 +8,47 @@ from __future__ import annotations
 import re
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count
 from pathlib import Path
 
 import pytest
 
-import tombsync
 from tests.support.agent import segment_stem
-from tests.support.machines import Machine, Machines, copied, run
+from tests.support.machines import Machine, Machines, copied
 from tests.support.waiting import wait_for
+from tests.systemd.operators import (
+    DELIVERED_S,
+    HOUR,
+    SETTINGS,
+    SOURCE,
+    events,
+    everywhere,
+    is_active,
+    join_all,
+    make_wheels,
+    new_stems,
+    restarts,
+    touch,
+)
 from tombsync.audit import Event
 
 pytestmark = pytest.mark.timeout(600)
 
-SOURCE = Path(tombsync.__file__).parents[1]
-HOUR = "desertbus/source/2019-11-13T02"
-SETTINGS = "/etc/tombsync/tombsync.toml"
 UNIT = "/usr/local/lib/systemd/system/tombsync.service"
 CATALOG = "/usr/lib/systemd/catalog/tombsync.catalog"
 MANUAL = "/usr/local/share/man/man1/tombsync.1"
 MOST_EXPOSURE = 1.5
-DELIVERED_S = 60.0
-numbers = count(1)  # of stems, so that no two tests mark the same
 
 
 @pytest.fixture(scope="module")
-def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def media(wheelhouse: Path) -> Path:
     """What an operator brings: two releases of the project, and a wheelhouse for each."""
-    base = tmp_path_factory.mktemp("media")
-    pip = ["pip", "--disable-pip-version-check", "wheel", "--quiet"]
-    old = copied(SOURCE, base / "old", "0.1.0")
-    run(sys.executable, "-m", *pip, "--wheel-dir", base / "wheels", old, timeout_s=600)
+    base = wheelhouse.parent
     new = copied(SOURCE, base / "new", "0.1.1")
-    run(sys.executable, "-m", *pip, "--no-deps", "--wheel-dir", base / "newer", new, timeout_s=600)
-    for wheel in (base / "wheels").iterdir():
+    make_wheels(new, base / "newer", "--no-deps")
+    for wheel in wheelhouse.iterdir():
         if not wheel.name.startswith("tombsync-"):
             (base / "newer" / wheel.name).hardlink_to(wheel)
     return base
@@ -67,14 +70,7 @@ def nodes(media: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[lis
     with machines as nodes:
         with ThreadPoolExecutor() as pool:
             list(pool.map(install, nodes))
-        for node in nodes:
-            for other in nodes:
-                if other is not node:
-                    node.run("tombsync", "peer", "add", other.name, "--host", other.name)
-        for node in nodes:
-            for other in nodes:
-                if other is not node:
-                    join(node, other)
+        join_all(nodes)
         for node in nodes:
             node.run("systemctl", "enable", "--now", "--quiet", "tombsync")
         yield nodes
@@ -84,48 +80,6 @@ def install(node: Machine) -> None:
     node.run("/mnt/old/systemd/install", "--wheelhouse", "/mnt/wheels")
     # All tests together are no mass of marks.
     node.shell('grep -q "^.breaker" "$1" || printf "[breaker]\\nmost_per_minute = 100000\\n" >> "$1"', SETTINGS)
-
-
-def join(node: Machine, other: Machine) -> None:
-    """Let another node deliver here, and deliver to it: with its key and host key, as its operator sent them."""
-    node.write("/root/key.pub", other.says("ssh-keygen", "-y", "-f", "/etc/tombsync/id_ed25519") + "\n")
-    node.write("/root/hosts", other.says("cat", "/etc/ssh/ssh_host_ed25519_key.pub") + "\n")
-    words = ["--key", "/root/key.pub", "--host", other.name, "--host-key", "/root/hosts"]
-    node.run("tombsync", "peer", "add", other.name, *words)
-
-
-def new_stems(many: int = 1) -> list[str]:
-    return [f"45:51.{next(numbers):06d}-2.0-full-7IS92rssMzoSBQDIevHStbTNy-URRV3Vw-jzZ6pwOZM" for _ in range(many)]
-
-
-def touch(node: Machine, *stems: str) -> None:
-    """Mark as an operator does."""
-    node.shell(f'cd /segments/{HOUR}; for stem; do touch "$stem.tombstone"; done', *stems)
-
-
-def hides(node: Machine, *stems: str) -> bool:
-    """Whether its index and its tree have them."""
-    there = node.says("ls", f"/segments/{HOUR}").splitlines()
-    listed = node.says("tombsync", "tombstones", "--limit", "100000", "--json")
-    return all(f"{stem}.tombstone" in there and stem in listed for stem in stems)
-
-
-def everywhere(nodes: list[Machine], *stems: str) -> None:
-    """Wait until every node hides these."""
-    for node in nodes:
-        wait_for(lambda: hides(node, *stems), f"all hidden on {node.name}", DELIVERED_S, pause_s=0.2)
-
-
-def restarts(node: Machine) -> int:
-    return int(node.property("NRestarts"))
-
-
-def is_active(node: Machine) -> bool:
-    return node.property("ActiveState") == "active"
-
-
-def events(node: Machine, event: str) -> list[dict[str, str]]:
-    return node.journal(f"TOMBSYNC_EVENT={event}")
 
 
 # -- the unit ----------------------------------------------------------------------------------------------------------
