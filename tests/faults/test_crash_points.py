@@ -178,5 +178,5 @@ def test_killed_before_any_of_its_own_changes_mark_has_promised_nothing_that_is_
             assert tombstones(world.root) == set(stems)
     with capsys.disabled():
         click.echo(f"\n{len(killed)} points: {_summary(killed)}")
-    assert {call.name for call in killed} == {"openat", "write", "fsync"}
+    assert {call.name for call in killed} == {"linkat", "write", "fsync"}
     assert {call.path for call in killed} >= {str(world.hour), f"{world.hour}/{stem(0)}.tombstone"}

@@ -86,7 +86,8 @@ def live(world: World, failure: Failure, at: int, every: int = 0) -> Fault:
         # Nothing failed, but the signal met the main thread in a call that was being handed over, which ends that call.
         interrupted = said.endswith(f"tombsync: {os.strerror(errno.EINTR)}\n")
         assert fault.hit is not None or interrupted
-        assert code in (errors.EXIT_FAILED, errors.EXIT_RESTART)
+        # SIGTERM: the agent was just ending by itself, and had said why.
+        assert code in (errors.EXIT_FAILED, errors.EXIT_RESTART, -signal.SIGTERM)
         assert any(line.startswith("tombsync: ") for line in said.splitlines())
         agent.start(ready=False)
         wait_for(lambda: in_place(world), "everything to be in its place after a restart")

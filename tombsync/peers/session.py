@@ -18,7 +18,7 @@ from tombsync import errors, precedence
 from tombsync.names import EXTENSION, OWN_DIRECTORY, Hour, Kind, Marked, tombstone_name
 from tombsync.peers import wire
 from tombsync.peers.contract import Answer, Job
-from tombsync.peers.packets import REPLY_TIMEOUT_S, Packets
+from tombsync.peers.packets import REPLY_TIMEOUT_S, Packet, Packets
 from tombsync.peers.syncs import FEW_PLACING
 from tombsync.plan import State, window
 
@@ -187,19 +187,14 @@ class SftpSession:
 
     def begin(self, deadline: float) -> None:
         """Agree on the version, learn limits and round trip. Raises PeerError."""
-        try:
-            self.packets.send(wire.init())
-        except errors.PeerLost as exc:  # it was quicker in closing than we in asking
-            raise errors.SftpRefused(self.peer, "the channel was closed at once") from exc
-        kind, version, body = self.packets.wait(deadline)
+        kind, version, body = self._ask_first(wire.init(), deadline)
         if kind != wire.VERSION:
             raise errors.PeerProtocol(self.peer, f"a packet of type {kind} instead of VERSION")
         with self.packets.protocol():
             extensions = wire.parse_version(version, body)
         self.can_sync = wire.FSYNC in extensions
         if wire.LIMITS in extensions:
-            self.packets.send(wire.limits(0))
-            kind, _, body = self.packets.wait(deadline)
+            kind, _, body = self._ask_first(wire.limits(0), deadline)
             with self.packets.protocol():
                 reply = wire.parse_reply(kind, body)
                 handles = wire.parse_limits(reply.data) if reply.code == wire.OK else 0
@@ -215,10 +210,16 @@ class SftpSession:
 
     def _stands(self, path: bytes, deadline: float) -> int | None:
         """The mode of what stands at a path, while the session is being opened; None where nothing is seen there."""
-        self.packets.send(wire.lstat(0, path))
-        kind, _, body = self.packets.wait(deadline)
+        kind, _, body = self._ask_first(wire.lstat(0, path), deadline)
         with self.packets.protocol():
             return wire.parse_reply(kind, body).mode
+
+    def _ask_first(self, data: bytes, deadline: float) -> Packet:
+        try:
+            self.packets.send(data)
+        except errors.PeerLost as exc:  # it was quicker in closing than we in asking
+            raise errors.SftpRefused(self.peer, "the channel was closed at once") from exc
+        return self.packets.wait(deadline)
 
     # -- what every way of delivery asks ------------------------------------------------------------------------------
 
