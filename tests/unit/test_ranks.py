@@ -15,7 +15,7 @@ MAX_LINES = 400
 RANKS = {
     **dict.fromkeys(["errors"], 0),
     **dict.fromkeys(["names"], 1),
-    **dict.fromkeys(["plan", "config", "work", "precedence"], 2),
+    **dict.fromkeys(["plan", "config", "work", "precedence", "timeline"], 2),
     **dict.fromkeys(["index", "peers", "tree", "audit", "metrics", "confine", "notify"], 3),
     **dict.fromkeys(["watch", "intake", "rescan", "push", "inbox", "guard", "web", "proof", "takedown", "coverage"], 4),
     **dict.fromkeys(["daemon"], 5),

@@ -14,6 +14,7 @@ from tombsync.errors.base import (
 from tombsync.errors.inputs import (
     BadName,
     BadSettings,
+    BadTime,
     HidesNothing,
     NotConfirmed,
     NothingThere,
@@ -102,6 +103,7 @@ __all__ = [
     "BadName",
     "BadPublicKey",
     "BadSettings",
+    "BadTime",
     "ConfinementUnavailable",
     "FileRefused",
     "FilesWaiting",

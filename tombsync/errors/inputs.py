@@ -19,6 +19,17 @@ class BadName(TombsyncError):
 
 
 @dataclass(eq=False)
+class BadTime(TombsyncError):
+    """A time that cannot be read."""
+
+    text: str
+    hint: str = "write it as 2019-11-13T02:45:51.608 (UTC), or with an offset as 2019-11-13T04:45:51+02:00"
+
+    def __str__(self) -> str:
+        return f"{self.text!r} is no time that can be read"
+
+
+@dataclass(eq=False)
 class OutsideRoot(TombsyncError):
     """A path that does not lie in the segment tree."""
 

@@ -1,0 +1,149 @@
+"""Segments in time: when a file plays, which of several is served for an instant, and what follows on what.
+
+Pure decisions. Times are integers, microseconds since hour 0 as `names.hour_number` counts hours, so that no sum of them
+is rounded; spans are half open. The rules are those of the archive's own readers:
+
+- Of the files that start at one instant the best is the longest `full` one, then the largest, then that of the highest
+  hash; else a `suspect` one, else a `partial` one, the largest of them. A `temp` one is never served.
+- What begins more than TOLERANCE_US before the end of what is served already is passed over. A gap of up to
+  TOLERANCE_US is none. After anything but a `full` one there is a break, as nobody knows how it ends.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
+from itertools import groupby
+from typing import NamedTuple
+
+from tombsync.errors import BadTime
+from tombsync.names import EXTENSION, Hour, Kind, parse_chat_stem, parse_stem
+
+HOUR_US = 3_600_000_000
+TOLERANCE_US = 10_000  # the archive's readers take starts and durations that differ by up to 10 ms for the same
+_FIRST, _FIRST_US = datetime(1, 1, 1, tzinfo=UTC), 24 * HOUR_US  # days count from 1: `date.toordinal`
+# A day and a time of day at least: a bare day, a week or an ordinal day would say when only to a program.
+_TIME_PATTERN = re.compile(r"\d{4}-?\d{2}-?\d{2}[T ]\d{2}.*", re.ASCII)
+
+
+class Piece(NamedTuple):
+    """A file that plays from `start_us` up to, and not including, `end_us`. `type` is `chat` for a batch of chat."""
+
+    start_us: int
+    end_us: int
+    type: str
+    hash: str
+    hour: Hour
+    stem: str
+    kind: Kind
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return self.stem + EXTENSION[self.kind]
+
+    @property
+    def path(self) -> str:
+        """The file's path relative to the root."""
+        return f"{self.hour.path}/{self.name}"
+
+    @property
+    def duration_us(self) -> int:
+        """How long it plays."""
+        return self.end_us - self.start_us
+
+    def overlaps(self, start_us: int, end_us: int) -> bool:
+        """Whether it carries any part of that span."""
+        return self.start_us < end_us and start_us < self.end_us
+
+
+# Of files that the rule has to tell apart by their size; few are, so it is asked file by file. -1 where it is gone.
+SizeOf = Callable[[Piece], int]
+
+
+def piece(hour: Hour, kind: Kind, stem: str) -> Piece | None:
+    """When a file of an hour plays; None where its name does not say so (such a file is carried without a time)."""
+    segment = parse_stem(stem) if kind is Kind.TS else parse_chat_stem(stem) if kind is Kind.JSON else None
+    if segment is None:
+        return None
+    start_us = hour.number * HOUR_US + segment.start_us
+    end_us = start_us + round(segment.duration_s * 1_000_000)
+    return Piece(start_us, end_us, segment.type, segment.hash, hour, stem, kind)
+
+
+def best(pieces: Iterable[Piece], size_of: SizeOf) -> Piece | None:
+    """Which of the files that start at one instant is served; None where none of them ever is."""
+    served = [one for one in pieces if one.type in _RANKS]
+    rank = min((_RANKS[one.type] for one in served), default=0)
+    served = [one for one in served if _RANKS[one.type] == rank]
+    if rank == _RANKS["full"]:
+        longest_us = max((one.end_us for one in served), default=0)
+        served = [one for one in served if one.end_us == longest_us]
+    if len(served) < 2:
+        return served[0] if served else None
+    return max(served, key=lambda one: (size_of(one), one.hash))
+
+
+_RANKS = {"full": 0, "suspect": 1, "partial": 2}
+
+
+def best_by_start(pieces: Iterable[Piece], size_of: SizeOf) -> list[Piece]:
+    """The file that is served for each instant at which one starts, in order."""
+    found = (best(same, size_of) for _, same in groupby(sorted(pieces), key=lambda one: one.start_us))
+    return [one for one in found if one is not None]
+
+
+def sequence(pieces: Iterable[Piece], start_us: int, end_us: int, size_of: SizeOf) -> list[Piece | None]:
+    """What is served for a span, in order, of one channel and quality; None stands for a break.
+
+    The first may start before the span and the last end after it. Unless the first item is None, the first file covers
+    the start; unless the last one is, the last file reaches the end.
+    """
+    served: list[Piece | None] = []
+    last: Piece | None = None
+    for one in best_by_start(pieces, size_of):
+        if last is None:
+            if not one.overlaps(start_us, end_us):
+                continue
+            if one.start_us > start_us:
+                served.append(None)
+        else:
+            if one.start_us >= end_us or one.start_us < last.end_us - TOLERANCE_US:
+                continue
+            if last.type != "full" or one.start_us > last.end_us + TOLERANCE_US:
+                served.append(None)
+        served.append(one)
+        last = one
+        if one.end_us >= end_us:
+            break
+    if last is None or last.type != "full" or last.end_us < end_us:
+        served.append(None)
+    return served
+
+
+def hours_of(start_us: int, end_us: int) -> range:
+    """The hours (`Hour.number`) whose directories may hold a file of a span: also the one before it, as a file stands
+    in the hour in which it starts."""
+    return range(start_us // HOUR_US - 1, -(-end_us // HOUR_US))
+
+
+def parse_time(text: str) -> int:
+    """Read a time of ISO 8601 (`2019-11-13T02:45:51.608`, also with an offset); UTC where it names none.
+
+    Raises BadTime.
+    """
+    if _TIME_PATTERN.fullmatch(text) is None:
+        raise BadTime(text)
+    try:
+        moment = datetime.fromisoformat(text)
+        moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise BadTime(text) from None
+    return _FIRST_US + (moment - _FIRST) // timedelta(microseconds=1)
+
+
+def time_text(moment_us: int) -> str:
+    """The inverse of `parse_time`: `2019-11-13T02:45:51.608000Z`."""
+    moment = _FIRST + timedelta(microseconds=moment_us - _FIRST_US)
+    return moment.replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
