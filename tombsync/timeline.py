@@ -1,7 +1,7 @@
 """Segments in time: when a file plays, which of several is served for an instant, and what follows on what.
 
-Pure decisions. Times are integers, microseconds since hour 0 as `names.hour_number` counts hours, so that no sum of them
-is rounded; spans are half open. The rules are those of the archive's own readers:
+Pure decisions. Times are integers, microseconds since hour 0 as `names.hour_number` counts hours, so that no sum of
+them is rounded; spans are half open. The rules are those of the archive's own readers:
 
 - Of the files that start at one instant the best is the longest `full` one, then the largest, then that of the highest
   hash; else a `suspect` one, else a `partial` one, the largest of them. A `temp` one is never served.

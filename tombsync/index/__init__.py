@@ -24,9 +24,10 @@ from tombsync.index.batches import (
 from tombsync.index.checkpoint import Checkpointer
 from tombsync.index.files import SIDE_FILES, AgentLock, agent_pid, damage_noted, index_path, note_damage, set_aside
 from tombsync.index.hiding import Hidden
+from tombsync.index.hours import HourRow
 from tombsync.index.peer_rows import PeerAdded, PeerForgotten
 from tombsync.index.proofs import DeliveryRow, Unconfirmed
-from tombsync.index.reader import Due, HourRow, MarkerRow, PeerRow, Reader
+from tombsync.index.reader import Due, MarkerRow, PeerRow, Reader
 from tombsync.index.writer import Writer
 
 __all__ = [

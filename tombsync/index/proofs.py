@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from tombsync.index.questions import Questions
 from tombsync.index.schema import from_key, place_range
 from tombsync.names import Hour, Marked
 from tombsync.plan import UNCONFIRMED_STATES, State
@@ -40,17 +41,8 @@ class DeliveryRow:
     ever_there: bool = False
 
 
-class Proofs:
-    """What Reader can tell of deliveries; the connection is Reader's."""
-
-    def _all(self, sql: str, values: Sequence[object] = ()) -> list[Any]:
-        raise NotImplementedError
-
-    def _place(self, identifier: int) -> dict[int, tuple[str, str]]:
-        raise NotImplementedError
-
-    def _hour_of(self, identifier: int) -> Hour:
-        raise NotImplementedError
+class Proofs(Questions):
+    """What Reader can tell of deliveries."""
 
     def deliveries(self, marker: int) -> list[DeliveryRow]:
         """The deliveries of one marker, by peer."""

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from tombsync.index import files
+from tombsync.index.hours import Hours
 from tombsync.index.proofs import Proofs
 from tombsync.index.schema import (
-    HIDDEN_STEMS,
-    HOUR_BITS,
     IS_HELD,
     IS_OPEN,
-    ROW_NAME,
     from_key,
-    hour_id,
-    hour_of,
-    place_range,
     to_key,
 )
-from tombsync.names import EXTENSION, Hour, Kind, Marked, tombstone_name
+from tombsync.names import Marked
 from tombsync.plan import LAST_DUE, UNCONFIRMED_STATES, State
 from tombsync.work import Source
 
@@ -34,18 +26,6 @@ _MARKER_COLUMNS = (
     "m.id, m.hour, m.stem, m.source, m.hidden_at_ns, m.ctime_ns, m.owner_uid, m.in_tree, m.pushable, m.sender,"
     " m.origin, m.also_from, m.gen"
 )
-
-
-class HourRow(NamedTuple):
-    """What the index knows of one hour directory. `number` is `names.Hour.number`."""
-
-    number: int
-    mtime_ns: int | None
-    digest: bytes | None
-    pass_number: int
-    settled: int
-    edits: int
-    files: int
 
 
 class Due(NamedTuple):
@@ -106,115 +86,8 @@ class PeerRow:
     oldest_unconfirmed_ns: int | None
 
 
-class Reader(Proofs):
+class Reader(Hours, Proofs):
     """Reads the index. Raises IndexMissing, IndexDamaged, StateRefused."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self._connection = files.open_for_reading(path)
-        self._places: dict[int, tuple[str, str]] = {}
-
-    def _all(self, sql: str, values: Sequence[object] = ()) -> list[Any]:
-        with files.translated(self.path):
-            return self._connection.execute(sql, values).fetchall()
-
-    # -- hours and segments -------------------------------------------------------------------------------------------
-
-    def places(self) -> dict[tuple[str, str], tuple[int, bool]]:
-        """(channel, quality) -> (key, whether it was a mount of its own)."""
-        return {
-            (from_key(channel), from_key(quality)): (identifier, bool(own_mount))
-            for identifier, channel, quality, own_mount in self._all(
-                "SELECT id, channel, quality, own_mount FROM place"
-            )
-        }
-
-    def _place(self, identifier: int) -> dict[int, tuple[str, str]]:
-        if identifier not in self._places:
-            self._places = {place: pair for pair, (place, _) in self.places().items()}
-        return self._places
-
-    def _hour_key(self, hour: Hour) -> int | None:
-        for _ in range(2):
-            for place, pair in self._places.items():
-                if pair == (hour.channel, hour.quality):
-                    return hour_id(place, hour.number)
-            self._places = {place: pair for pair, (place, _) in self.places().items()}
-        return None
-
-    def _hour_of(self, identifier: int) -> Hour:
-        return hour_of(identifier, self._place(identifier >> HOUR_BITS))
-
-    def hour_rows(self, place: int, *, below: int | None, least: int) -> list[HourRow]:
-        """The hours of a place from `least` up to and not including `below`."""
-        first, last = place_range(place)
-        last = last if below is None else first + below - 1
-        rows = self._all(f"SELECT {_HOUR_COLUMNS} FROM hour WHERE id BETWEEN ? AND ?", (first + least, last))
-        return [HourRow(row[0] - first, *row[1:]) for row in rows]
-
-    def settled_mtimes(self, place: int, *, below: int | None, least: int) -> dict[int, int | None]:
-        """The same hours by number: the mtime of each that is settled, None of the others.
-
-        Two columns and no object a row: an interval rescan needs no more (benchmarks/rescan.py).
-        """
-        first, last = place_range(place)
-        last = last if below is None else first + below - 1
-        return dict(
-            self._all(
-                "SELECT id - ?1, iif(settled, mtime_ns, NULL) FROM hour WHERE id BETWEEN ?1 + ?2 AND ?3",
-                (first, least, last),
-            )
-        )
-
-    def unsettled(self, *, below: int | None, limit: int) -> list[tuple[int, Hour, HourRow]]:
-        """Hours whose listing does not count yet, as (key, hour, row), by falling key."""
-        rows = self._all(
-            f"SELECT {_HOUR_COLUMNS} FROM hour WHERE settled = 0 AND id < ? ORDER BY id DESC LIMIT ?",
-            (below if below is not None else 1 << 62, limit),
-        )
-        return [(row[0], hour := self._hour_of(row[0]), HourRow(hour.number, *row[1:])) for row in rows]
-
-    def hour_row(self, hour: Hour) -> HourRow | None:
-        """One hour's row."""
-        key = self._hour_key(hour)
-        rows = self._all(f"SELECT {_HOUR_COLUMNS} FROM hour WHERE id = ?", (key,))
-        return HourRow(hour.number, *rows[0][1:]) if rows else None
-
-    def segments(self, hour: Hour) -> set[str]:
-        """The file names of an hour, hidden or not."""
-        return set(self._names("", self._hour_key(hour)))
-
-    def _names(self, condition: str, key: int | None) -> list[str]:
-        # As one JSON array: SQLite puts it together and json takes it apart, neither row by row in Python. A stem that
-        # is a BLOB (not UTF-8) fits in no JSON; blobs sort behind all text.
-        ((array,),) = self._all(
-            f"SELECT json_group_array({ROW_NAME}) FROM segment WHERE hour = ?1 AND stem < x'' {condition}",
-            (key,),
-        )
-        names: list[str] = json.loads(array)
-        names.extend(
-            from_key(stem) + EXTENSION[Kind(ext)]
-            for stem, ext in self._all(
-                f"SELECT stem, ext FROM segment WHERE hour = ?1 AND stem >= x'' {condition}",
-                (key,),
-            )
-        )
-        return names
-
-    def markers(self, hour: Hour) -> dict[str, bool]:
-        """The marked stems of an hour -> whether the tombstone was once in the tree."""
-        key = self._hour_key(hour)
-        rows = self._all(
-            "SELECT stem, max(in_tree) FROM marker WHERE hour = ? GROUP BY stem HAVING max(gen) % 2 = 0", (key,)
-        )
-        return {from_key(stem): bool(in_tree) for stem, in_tree in rows}
-
-    def listing(self, hour: Hour, *, tombstones: bool = False) -> list[str]:
-        """The visible file names of an hour, sorted; with `tombstones` the tombstones too. [] for an unknown hour."""
-        names = self._names(f"AND stem NOT IN {HIDDEN_STEMS}", self._hour_key(hour))
-        if tombstones:
-            names.extend(tombstone_name(stem) for stem in self.markers(hour))
-        return sorted(names)
 
     # -- markers and deliveries ---------------------------------------------------------------------------------------
 
@@ -372,7 +245,3 @@ class Reader(Proofs):
         ((hours, total, hidden),) = self._all("SELECT count(*), total(files), total(hidden) FROM hour")
         ((markers,),) = self._all("SELECT count(*) FROM marker")
         return hours, int(total), int(hidden), markers
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._connection.close()
