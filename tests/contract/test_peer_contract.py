@@ -13,6 +13,7 @@ import stat
 import subprocess
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -854,6 +855,27 @@ def test_a_server_that_may_open_few_files(limit: int) -> None:
         marks = [strict_path(f"{PLACE}/2019-11-{n % 30 + 1:02d}T{n % 24:02d}/{segment_stem(n)}") for n in range(1500)]
         answers = ask_all(peer, [Job(n, marked) for n, marked in enumerate(marks)])
         assert {(answer.state, answer.placed) for answer in answers} == {(State.CONFIRMED, True)}
+
+
+def test_a_round_trip_that_grows_asks_for_no_more_files_than_there_are() -> None:
+    """What is on its way and what is still to be closed share the files of the server."""
+    with Sshd(limit_open_files=1024) as server:
+        peer = sshd_peer(server)
+        session = peer.connect()
+        try:
+            waiting = deque(Job(n, strict_path(f"{HOUR}/{segment_stem(n)}")) for n in range(3000))
+            answers: list[Answer] = []
+            until = time.monotonic() + WAIT_S
+            while waiting or session.outstanding:
+                # A window of 256 leaves many handles open; then it grows as if the peer had moved far away.
+                session.round_trip_s = 0.0 if len(waiting) > 2000 else 1.0
+                session.submit([waiting.popleft() for _ in range(session.room(len(waiting)))])
+                wait_readable(session, until)
+                answers += session.collect(time.monotonic())
+            assert len(answers) == 3000
+            assert {(answer.state, answer.placed) for answer in answers} == {(State.CONFIRMED, True)}
+        finally:
+            session.close()
 
 
 def test_handles_are_closed_behind_what_is_placed() -> None:

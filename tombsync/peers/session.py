@@ -123,7 +123,9 @@ class SftpSession:
     def room(self, waiting: int) -> int:
         """How many of `waiting` jobs to submit now."""
         most = self._window
-        room = most - self._placing
+        # Each one on its way, and each handle that stays behind `submit`, is an open file there.
+        left = self._most_handles - len(self._to_close) + self._closing
+        room = min(most, left) - self._placing
         return 0 if room < min(waiting, most // _BATCHES) else min(waiting, room)
 
     def submit(self, jobs: Sequence[Job]) -> None:
@@ -306,13 +308,18 @@ class SftpSession:
         """At the next call: first the caller learns what was answered."""
         self._to_close.append(handle)
 
-    def _close_handles(self) -> None:
-        """Behind what is still to be placed, as long as the server has handles enough for both."""
+    @property
+    def _closing(self) -> int:
+        """How many handles to close next: behind what is still to be placed, while the server has enough for both."""
         if self._placing > FEW_PLACING and len(self._to_close) + self._window < self._most_handles:
-            return
-        closing, self._to_close = self._to_close[:_CLOSED_AT_ONCE], self._to_close[_CLOSED_AT_ONCE:]
-        for handle in closing:
-            self._request(None, (wire.close, handle))
+            return 0
+        return min(len(self._to_close), _CLOSED_AT_ONCE)
+
+    def _close_handles(self) -> None:
+        if count := self._closing:
+            closing, self._to_close = self._to_close[:count], self._to_close[count:]
+            for handle in closing:
+                self._request(None, (wire.close, handle))
 
     def _path(self, relative: str) -> bytes:
         return self._root + b"/" + os.fsencode(relative)
