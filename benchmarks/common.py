@@ -22,6 +22,7 @@ from inotify_simple import INotify, flags
 
 from tombsync.index import index_path
 from tombsync.index.schema import IS_OPEN
+from tombsync.plan import State
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -177,16 +178,26 @@ class CommitWatch:
         found: int = self._connection.execute(f"SELECT count(*) FROM delivery WHERE {IS_OPEN}").fetchone()[0]
         return found
 
+    def confirmed(self) -> int:
+        """Deliveries to whichever peer that are confirmed."""
+        question = f"SELECT count(*) FROM delivery WHERE state = {State.CONFIRMED:d}"
+        found: int = self._connection.execute(question).fetchone()[0]
+        return found
+
     def wait_newer(self, key: int, *, timeout_s: float = 60.0) -> float:
         """The monotonic time at which a marker newer than `key` was seen."""
+        return self.wait_until(lambda: self.newest() > key, timeout_s=timeout_s)
+
+    def wait_until(self, seen: Callable[[], bool], *, timeout_s: float = 60.0) -> float:
+        """The monotonic time at which a commit was seen that makes `seen()` true."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             self._written.read(timeout=_LOOK_ANYWAY_MS)
             for _ in range(_LOOKS):
-                if self.newest() > key:
+                if seen():
                     return time.monotonic()
                 time.sleep(_LOOK_S)
-        raise TimeoutError("nothing was hidden")
+        raise TimeoutError("what was waited for was not committed")
 
     def close(self) -> None:
         """Close the connection."""

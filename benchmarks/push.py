@@ -6,26 +6,33 @@ python -m benchmarks.push [--touches 500] [--lsyncd]
 from __future__ import annotations
 
 import os
-import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from inotify_simple import INotify, flags
 
 from benchmarks import trees
-from benchmarks.common import Report, await_fast_creates, need, parser, percentile, spread, touch, work_directory
+from benchmarks.common import (
+    CommitWatch,
+    Report,
+    await_fast_creates,
+    need,
+    parser,
+    percentile,
+    spread,
+    touch,
+    work_directory,
+)
 from tests.support.agent import AgentProcess, peer_table
 from tests.support.sshd import Sshd
-from tombsync.index import index_path
 from tombsync.names import Hour
 from tombsync.peers import Connector, Target, wire
-from tombsync.plan import State
 
 _PAUSE_S = 0.005
-_COMMIT_SEEN_MS = 1  # a commit counts a moment after its last write, which is what inotify tells of
 _HOUR = Hour("desertbus", "source", trees.FIRST_HOUR)
 
 
@@ -111,24 +118,21 @@ def through_agent(base: Path, servers: list[Sshd], count: int, bare: Bare) -> tu
         while agent.metric("peer_up", peer="node-0") < 1 or agent.metric("peer_up", peer="node-1") < 1:
             time.sleep(0.01)
         arrivals = Arrivals([Path(server.root) / _HOUR.path for server in servers])
-        connection = sqlite3.connect(f"file:{index_path(str(agent.state_dir))}?mode=ro", uri=True, isolation_level=None)
-        question = "SELECT count(*) FROM delivery WHERE state = ?"
-        commits = INotify()
-        commits.add_watch(f"{index_path(str(agent.state_dir))}-wal", flags.MODIFY)
+        commits = CommitWatch(agent.state_dir)
         for number in range(count):
             begun = touch(directory / f"t{number}.tombstone")
             placed.append(arrivals.wait(f"t{number}.tombstone") - begun)
-            # Asked again after a commit only, as a loop would take a core away from those that are measured.
-            while connection.execute(question, (State.CONFIRMED,)).fetchone()[0] < 2 * (number + 1):
-                commits.read(_COMMIT_SEEN_MS)
-            confirmed.append(time.monotonic() - begun)
+            confirmed.append(commits.wait_until(partial(_all_confirmed, commits, 2 * (number + 1))) - begun)
             time.sleep(_PAUSE_S)
             bare.once()
             time.sleep(_PAUSE_S)
         commits.close()
-        connection.close()
         arrivals.close()
     return placed, confirmed
+
+
+def _all_confirmed(commits: CommitWatch, count: int) -> bool:
+    return commits.confirmed() >= count
 
 
 def through_lsyncd(base: Path, server: Sshd, delay_s: int, count: int) -> list[float]:

@@ -36,6 +36,7 @@ from tombsync.errors import PeerError, PeerLost
 from tombsync.inbox import Box
 from tombsync.names import MAX_NAME_BYTES, OWN_DIRECTORY, Offer, offer_name, strict_path
 from tombsync.peers import Answer, Connector, Job, Session, Target
+from tombsync.peers.session import SftpSession
 from tombsync.plan import State
 
 PLACE = "desertbus/source"
@@ -862,6 +863,7 @@ def test_a_round_trip_that_grows_asks_for_no_more_files_than_there_are() -> None
     with Sshd(limit_open_files=1024) as server:
         peer = sshd_peer(server)
         session = peer.connect()
+        assert isinstance(session, SftpSession)
         try:
             waiting = deque(Job(n, strict_path(f"{HOUR}/{segment_stem(n)}")) for n in range(3000))
             answers: list[Answer] = []

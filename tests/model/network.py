@@ -11,6 +11,7 @@ from tombsync.peers import REPLY_TIMEOUT_S, Answer, Job, Target
 from tombsync.plan import KEEP_STATES, State
 
 _WINDOW = 3
+_SPARE = 1  # for what is fresh
 _NOTHING_TO_READ = os.eventfd(
     0, os.EFD_NONBLOCK | os.EFD_CLOEXEC
 )  # sessions are asked again and again: none wakes anybody
@@ -144,9 +145,9 @@ class ModelSession:
     def walk_canary(self, *, marker_seen: bool = False) -> None:
         """Nothing: the model has no canaries."""
 
-    def room(self, waiting: int) -> int:
+    def room(self, waiting: int, *, fresh: bool = False) -> int:
         """How many of `waiting` jobs to submit now."""
-        return max(0, min(waiting, _WINDOW - self.outstanding))
+        return max(0, min(waiting, _WINDOW + _SPARE * fresh - self.outstanding))
 
     def submit(self, jobs: list[Job]) -> None:
         """Send jobs. Raises PeerError."""

@@ -26,7 +26,7 @@ START_WALL_NS = 1_573_613_000_000_000_000
 _SMALL_SIZES: tuple[tuple[Any, str, int], ...] = (
     *((module, "TRANSACTION_ROWS", 3) for module in (work, pusher, queue, hours, observer, peer_rows)),
     (worker, "_CHUNK_HOURS", 1),
-    (queue, "_FRESH_ROOM", 1),
+    (queue, "_MOST_OFFERED", 1),
 )
 
 

@@ -22,6 +22,8 @@ from tombsync.plan import State
 
 DIRECTORY, FILE = stat.S_IFDIR | 0o755, stat.S_IFREG | 0o644
 
+_SPARE = 32  # for what is fresh
+
 
 class Entry(NamedTuple):
     """What stands at a path: `mode` as st_mode, `content` of a file or the target of a link."""
@@ -225,9 +227,9 @@ class MemorySession:
         """Never: what was submitted is on its way."""
         return float("inf")
 
-    def room(self, waiting: int) -> int:
+    def room(self, waiting: int, *, fresh: bool = False) -> int:
         """How many of `waiting` jobs to submit now."""
-        return max(0, min(waiting, self._peer.window - len(self._waiting)))
+        return max(0, min(waiting, self._peer.window + _SPARE * fresh - len(self._waiting)))
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Take jobs; one that waits for its answer already must not come again. Raises PeerError."""

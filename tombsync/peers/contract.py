@@ -58,8 +58,8 @@ class Session(Protocol):
         An agent makes one in its tree. Without it the tree may be an empty mount point.
         """
 
-    def room(self, waiting: int) -> int:
-        """How many jobs may be submitted now, of `waiting`."""
+    def room(self, waiting: int, *, fresh: bool = False) -> int:
+        """How many jobs may be submitted now, of `waiting`; of `fresh` ones a few also where a backlog fills it."""
 
     def due_in_s(self) -> float:
         """Seconds until the next call has something to send although nothing arrives; inf where it has not."""

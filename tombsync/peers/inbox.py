@@ -21,7 +21,7 @@ from tombsync.errors import BadName
 from tombsync.names import Canary, Offer, canary_name, offer_name
 from tombsync.peers import wire
 from tombsync.peers.contract import Answer, Job
-from tombsync.peers.session import Asking, SftpSession, Steps, not_regular, not_served, refusal
+from tombsync.peers.session import SPARE, Asking, SftpSession, Steps, not_regular, not_served, refusal
 from tombsync.plan import State
 
 _MOST_UNTAKEN = 4_000  # names in the inbox at once: a third of what its file system holds
@@ -56,9 +56,10 @@ class InboxSession(SftpSession):
     def _parked(self) -> int:
         return len(self._looks)
 
-    def room(self, waiting: int) -> int:
-        """How many of `waiting` jobs to submit now."""
-        return max(0, min(super().room(waiting), _MOST_UNTAKEN - len(self._jobs)))
+    def room(self, waiting: int, *, fresh: bool = False) -> int:
+        """How many of `waiting` jobs to submit now; of `fresh` ones a few also where a backlog fills the inbox."""
+        most = _MOST_UNTAKEN + (SPARE if fresh else 0)
+        return max(0, min(super().room(waiting, fresh=fresh), most - len(self._jobs)))
 
     def due_in_s(self) -> float:
         """Seconds until the next look."""

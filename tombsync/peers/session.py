@@ -27,6 +27,8 @@ _BATCHES = 4  # in one window: full ones halve the CPU that sending a few at a t
 MANY = 64  # of a backlog in flight: what is fresh does not wait for anybody
 _MOST_IN_FLIGHT = 900  # an sshd with 1,024 files: each OPEN in flight may hold one (4,096 in flight failed 7 of 10)
 _RESERVED_HANDLES = 100  # of the server's limit, for what it needs itself
+SPARE = 256  # more than the window holds, for what is fresh
+_FRESH_AT_ONCE = 32
 _CLOSED_AT_ONCE = 256  # what is fresh waits behind so many, some ms; their replies are the sign for the next
 _PLACE_S = 40e-6  # the server's time for one OPEN and CLOSE (measured by benchmarks/catchup.py)
 _DATA = (EXTENSION[Kind.TS], EXTENSION[Kind.JSON])
@@ -120,13 +122,18 @@ class SftpSession:
         wanted = window(self.round_trip_s, _PLACE_S, least=_LEAST_IN_FLIGHT, most=_MOST_IN_FLIGHT)
         return min(self._most_in_flight, wanted)
 
-    def room(self, waiting: int) -> int:
-        """How many of `waiting` jobs to submit now."""
+    def room(self, waiting: int, *, fresh: bool = False) -> int:
+        """How many of `waiting` jobs to submit now; of `fresh` ones a few also where a backlog fills the window."""
         most = self._window
+        spare = min(SPARE, self._most_handles // 4)
         # Each one on its way, and each handle that stays behind `submit`, is an open file there.
-        left = self._most_handles - len(self._to_close) + self._closing
-        room = min(most, left) - self._placing
-        return 0 if room < min(waiting, most // _BATCHES) else min(waiting, room)
+        handles = self._most_handles - len(self._to_close) + self._closing
+        room = min(most, handles - spare) - self._placing
+        if fresh:
+            room = max(room, min(_FRESH_AT_ONCE, min(most + spare, handles) - self._placing))
+        elif room < min(waiting, most // _BATCHES):
+            return 0
+        return max(0, min(waiting, room))
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Start jobs. Raises PeerError."""
@@ -311,9 +318,10 @@ class SftpSession:
     @property
     def _closing(self) -> int:
         """How many handles to close next: behind what is still to be placed, while the server has enough for both."""
-        if self._placing > FEW_PLACING and len(self._to_close) + self._window < self._most_handles:
+        lacking = len(self._to_close) + self._window - self._most_handles
+        if self._placing > FEW_PLACING and lacking < 0:
             return 0
-        return min(len(self._to_close), _CLOSED_AT_ONCE)
+        return min(len(self._to_close), max(_CLOSED_AT_ONCE, lacking))
 
     def _close_handles(self) -> None:
         if count := self._closing:

@@ -20,7 +20,7 @@ from tombsync.work import TRANSACTION_ROWS, Source
 
 FRESH_S = 10.0  # a tombstone hidden so lately is created without asking first whether it is there
 ASK_HELD_INTERVAL_S = 10.0
-_FRESH_ROOM = 32  # fresh tombstones go out even where a backlog fills the window
+_MOST_OFFERED = 32  # what is more at once is found in the index
 _REFUSED = {State.REFUSED, State.NOT_SERVED}  # asked again each minute
 _UNDONE = {State.PENDING, State.RECEIVED}  # asked again soon, and then less and less often
 _NEVER = float("inf")
@@ -63,7 +63,7 @@ class Queue:
 
     def offer(self, rows: Sequence[Due]) -> None:
         """What was hidden just now, oldest first; from the intake's thread, after each commit."""
-        if len(self._offered) + len(rows) <= _FRESH_ROOM:
+        if len(self._offered) + len(rows) <= _MOST_OFFERED:
             self._offered.extend(rows)
         else:
             self._unoffered = True
@@ -71,9 +71,9 @@ class Queue:
     # -- what to submit -----------------------------------------------------------------------------------------------
 
     def fresh(self, room: int) -> list[Due]:
-        """What is new. `room`: how many more the session takes; a few go out even without."""
+        """What is new. `room`: how many more the session takes."""
         rows: list[Due] = []
-        while self._offered:
+        while self._offered and len(rows) < room:
             row = self._offered.popleft()
             if self._unoffered:  # looked at behind the row: there may be some before it that were not offered
                 break
@@ -81,7 +81,7 @@ class Queue:
                 self._high = row.marker
                 rows.append(row)
         rows.reverse()
-        return [*self._fresh_from_index(max(_FRESH_ROOM, room)), *rows] if self._unoffered else rows
+        return [*self._fresh_from_index(room - len(rows)), *rows] if self._unoffered and room > len(rows) else rows
 
     def _fresh_from_index(self, room: int) -> list[Due]:
         self._unoffered = False  # before the query: what is committed after it is offered, or sets this again

@@ -259,7 +259,7 @@ class Pusher:
     def _feed(self, session: Session, now: float) -> None:
         queue = self._queue
         queue.plan_sweep(now)
-        if rows := queue.fresh(session.room(TRANSACTION_ROWS)):
+        if rows := queue.fresh(session.room(TRANSACTION_ROWS, fresh=True)):
             session.submit(queue.jobs(rows))
         if session.outstanding > MANY:  # not before: a fresh tombstone waits for nobody
             precedence.give_way()
