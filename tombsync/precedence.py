@@ -15,7 +15,7 @@ import time
 HIDE = "hide"  # who claims for a tombstone, from its event to the commit
 CLAIM_S = 0.1  # a claim that nobody releases ends by itself
 GIVE_WAY_S = 0.05  # then long work does one more piece: a stream of claims slows it and does not stop it
-PIECE_S = 0.005  # so long is a piece, however often it is asked whether to give way
+PIECE_S = 0.002  # so long is a piece, however often it is asked whether to give way
 
 _changed = threading.Condition()
 _claims: dict[object, float] = {}  # who -> until when (monotonic); changed under `_changed`

@@ -148,6 +148,12 @@ class Mailbox:
         self._bulk_rows += batch.rows
         self._changed.notify_all()
 
+    def wait_for_more(self, timeout_s: float) -> None:
+        """Wait until there is something to take, for so long at most."""
+        with self._changed:
+            if not (self._sightings or self._urgent or self._bulk):
+                self._changed.wait(timeout_s)
+
     def take(self, timeout_s: float) -> list[Sighting] | list[Batch]:
         """Take the next transaction's worth: sightings, or batches of one lane; [] after `timeout_s` without work."""
         with self._changed:

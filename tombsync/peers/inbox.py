@@ -62,8 +62,9 @@ class InboxSession(SftpSession):
         return max(0, min(super().room(waiting, fresh=fresh), most - len(self._jobs)))
 
     def due_in_s(self) -> float:
-        """Seconds until the next look."""
-        return max(0.0, self._looks[0][0] - time.monotonic()) if self._looks else float("inf")
+        """Seconds until the next look, or until a handle is closed."""
+        due_s = super().due_in_s()
+        return max(0.0, min(due_s, self._looks[0][0] - time.monotonic())) if self._looks else due_s
 
     def _begin_due(self) -> None:
         now = time.monotonic()

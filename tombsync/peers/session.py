@@ -29,6 +29,7 @@ _MOST_IN_FLIGHT = 900  # an sshd with 1,024 files: each OPEN in flight may hold 
 _RESERVED_HANDLES = 100  # of the server's limit, for what it needs itself
 SPARE = 256  # more than the window holds, for what is fresh
 _FRESH_AT_ONCE = 32
+CLOSED_AFTER_S = 0.02  # a few: not while the answer they gave is still on its way into the index (benchmarks/push.py)
 _CLOSED_AT_ONCE = 256  # what is fresh waits behind so many, some ms; their replies are the sign for the next
 _PLACE_S = 40e-6  # the server's time for one OPEN and CLOSE (measured by benchmarks/catchup.py)
 _DATA = (EXTENSION[Kind.TS], EXTENSION[Kind.JSON])
@@ -65,6 +66,7 @@ class SftpSession:
         self._last_hour: Hour | None = None
         self._last_hour_path = b""
         self._to_close: list[bytes] = []  # handles that are done with
+        self._close_at = 0.0  # when (monotonic)
         self.can_sync = False
         self.root_there = self.marker_there = False
         self._most_handles = self._most_in_flight = _MOST_IN_FLIGHT
@@ -93,6 +95,8 @@ class SftpSession:
 
     def due_in_s(self) -> float:
         """Seconds until the next call has something to send although nothing arrives."""
+        if self._to_close and self._placing <= FEW_PLACING:
+            return max(0.0, self._close_at - time.monotonic())
         return float("inf")
 
     @property
@@ -312,15 +316,20 @@ class SftpSession:
         self._out.append(wanted[0](request, *wanted[1:]))
 
     def _close_later(self, handle: bytes) -> None:
-        """At the next call: first the caller learns what was answered."""
+        """Soon: first the caller learns what was answered."""
+        if not self._to_close:
+            self._close_at = time.monotonic() + CLOSED_AFTER_S
         self._to_close.append(handle)
 
     @property
     def _closing(self) -> int:
         """How many handles to close next: behind what is still to be placed, while the server has enough for both."""
         lacking = len(self._to_close) + self._window - self._most_handles
-        if self._placing > FEW_PLACING and lacking < 0:
-            return 0
+        if lacking < 0:
+            if self._placing > FEW_PLACING:
+                return 0
+            if len(self._to_close) < MANY and time.monotonic() < self._close_at:
+                return 0
         return min(len(self._to_close), max(_CLOSED_AT_ONCE, lacking))
 
     def _close_handles(self) -> None:

@@ -45,7 +45,7 @@ class TreeSession(SftpSession):
 
     def due_in_s(self) -> float:
         """Seconds until the next call has something to send although nothing arrives."""
-        return 0.0 if self._sync_due else float("inf")
+        return 0.0 if self._sync_due else super().due_in_s()
 
     def _begin_due(self) -> None:
         while self._sync_due:

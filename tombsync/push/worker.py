@@ -184,7 +184,7 @@ class Pusher:
     def _patience(self, session: Session, now: float) -> float:
         if session.outstanding:
             return min(WAIT_S, session.due_in_s())
-        return 0.0 if self._queue.waiting else min(IDLE_WAIT_S, self._queue.until(now))
+        return 0.0 if self._queue.waiting else min(IDLE_WAIT_S, self._queue.until(now), session.due_in_s())
 
     def _wait(self, timeout_s: float) -> None:
         many = self._session is not None and self._session.outstanding > MANY

@@ -169,7 +169,12 @@ class WebServer:
 
 
 class _Channel(HTTPChannel):  # type: ignore[misc] # waitress is not annotated
-    """A connection that has precedence from what it sent until it is answered."""
+    """A connection that has precedence from when it is made, and from what it sends, until that is answered."""
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        """Runs in the loop, which is about to hear the first request."""
+        super().__init__(*arguments, **keywords)
+        precedence.claim(self)
 
     def received(self, data: bytes) -> Any:
         """Runs in the loop, where something arrived."""
