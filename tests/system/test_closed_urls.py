@@ -333,6 +333,13 @@ def test_redirects_within_nginx_lead_to_the_same_rules() -> None:
             assert nginx.status(f"/{way}/?stem={HIDDEN}") == 410, way
 
 
+def test_a_rewrite_of_the_server_block_is_followed() -> None:
+    with Nginx(include="rewrite ^/live/(.*)$ /segments/$1;" + INCLUDE) as nginx:
+        fill(nginx.root)
+        assert nginx.status(f"/live/{HOUR}/{VISIBLE}.ts") == 200
+        assert nginx.status(f"/live/{HOUR}/{HIDDEN}.ts") == 410
+
+
 # -- the file system ---------------------------------------------------------------------------------------------------
 
 
@@ -410,6 +417,12 @@ def test_nginx_says_what_is_missing(variable: str) -> None:
         assert f'unknown "{variable}" variable' in made.refusal()
     finally:
         made.close()
+
+
+def test_a_prefix_that_the_rules_cannot_take_closes_everything() -> None:
+    with Nginx("location '/a|b/' { alias {root}/; }", prefix="/a|b") as nginx:
+        fill(nginx.root)
+        assert [nginx.status(f"/a|b/{HOUR}/{stem}.ts") for stem in (VISIBLE, HIDDEN)] == [500, 500]
 
 
 @pytest.mark.parametrize("setting", ["open_file_cache max=100;", "disable_symlinks on;"])
