@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -35,13 +36,16 @@ location /segments/ {
 """
 
 
-def start(nginx: Nginx) -> AgentProcess:
-    """An agent on nginx's tree, at whose socket nginx may ask: an operator puts it into the agent's group."""
+@contextmanager
+def agent_of(nginx: Nginx) -> Iterator[AgentProcess]:
+    """An agent on nginx's tree, for the time of a `with` block."""
     agent = AgentProcess(nginx.directory / "agent", root=nginx.root)
-    return restart(agent)
+    with agent.ending():
+        yield start(agent)
 
 
-def restart(agent: AgentProcess) -> AgentProcess:
+def start(agent: AgentProcess) -> AgentProcess:
+    """Start it and let nginx ask at its socket; an operator puts nginx into the agent's group for that."""
     agent.start()
     agent.socket.chmod(0o666)
     return agent
@@ -60,7 +64,7 @@ def statuses(nginx: Nginx) -> list[int]:
 
 
 def test_the_agent_and_the_files_decide_together(nginx: Nginx) -> None:
-    with start(nginx).ending() as agent:
+    with agent_of(nginx) as agent:
         assert statuses(nginx) == [200, 200, 200]
         touch(nginx.root / TREE, STEMS[0])  # by the files, however slow the agent is
         assert statuses(nginx) == [410, 200, 200]
@@ -73,7 +77,7 @@ def test_the_agent_and_the_files_decide_together(nginx: Nginx) -> None:
 
 
 def test_heads_ranges_conditions_and_other_files(nginx: Nginx) -> None:
-    with start(nginx).ending():
+    with agent_of(nginx):
         (nginx.root / TREE / f"{STEMS[1]}.tombstone").symlink_to("nowhere")
         etag = nginx.ask(URLS[0]).headers["ETag"]
         for method, headers, status in (
@@ -97,18 +101,18 @@ def test_heads_ranges_conditions_and_other_files(nginx: Nginx) -> None:
 
 
 def test_without_the_agent_nothing_is_known(nginx: Nginx) -> None:
-    with start(nginx).ending() as agent:
+    with agent_of(nginx) as agent:
         touch(nginx.root / TREE, STEMS[0])
         wait_for(partial(agent.hidden, f"{HOUR}/{STEMS[0]}"))
         agent.stop()
         assert statuses(nginx) == [410, 503, 503]
         assert nginx.ask(URLS[1]).headers["Retry-After"] == "5"
-        restart(agent)
+        start(agent)
         assert statuses(nginx) == [410, 200, 200]
 
 
 def test_an_agent_that_hangs_is_given_up(nginx: Nginx) -> None:
-    with start(nginx).ending() as agent:
+    with agent_of(nginx) as agent:
         touch(nginx.root / TREE, STEMS[0])
         agent.signal(signal.SIGSTOP)
         try:
@@ -121,7 +125,7 @@ def test_an_operator_may_let_the_files_decide_alone_meanwhile() -> None:
     with Nginx(AGENT.replace("closed;", "open;") + LOCATION) as nginx:
         make_hour(nginx.root, HOUR)
         assert statuses(nginx) == [200, 200, 200]
-        with start(nginx).ending() as agent:
+        with agent_of(nginx) as agent:
             (nginx.root / TREE / f"{STEMS[1]}.tombstone").symlink_to("nowhere")
             assert statuses(nginx) == [200, 410, 200]
             touch(nginx.root / TREE, STEMS[0])
@@ -134,7 +138,7 @@ def test_an_agent_whose_tree_is_gone_cannot_tell() -> None:
     """It answers, so no operator's choice lets the files decide."""
     with Nginx(AGENT.replace("closed;", "open;") + LOCATION) as nginx:
         make_hour(nginx.root, HOUR)
-        with start(nginx).ending():
+        with agent_of(nginx):
             nginx.root.rename(nginx.directory / "away")
             (nginx.directory / "segments").symlink_to("away")  # nginx follows it, and the agent does not know this tree
             assert statuses(nginx) == [503, 503, 503]
