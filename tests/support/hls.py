@@ -54,8 +54,8 @@ def play(what: str | Path) -> Played:
     return Played([row[-1].strip() for row in rows], done.stderr)
 
 
-def probe(what: str) -> tuple[int, float]:
-    """What ffprobe says of a playlist: the frames of its video, counted by decoding them, and its seconds."""
+def probe(what: str) -> tuple[int, int]:
+    """What ffprobe says of a playlist: the frames of its video, counted by decoding them, and its (whole) seconds."""
     done = subprocess.run(
         [need("ffprobe"), "-v", "error", "-count_frames", "-select_streams", "v",
          "-show_entries", "stream=nb_read_frames:format=duration", "-of", "json", what],
@@ -64,4 +64,4 @@ def probe(what: str) -> tuple[int, float]:
     assert (done.returncode, done.stderr) == (0, "")
     found = json.loads(done.stdout)
     (stream,) = found["streams"]
-    return int(stream["nb_read_frames"]), float(found["format"]["duration"])
+    return int(stream["nb_read_frames"]), round(float(found["format"]["duration"]))

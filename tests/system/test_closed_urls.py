@@ -345,11 +345,13 @@ def test_a_rewrite_of_the_server_block_is_followed() -> None:
 
 def test_a_directory_or_link_at_the_tombstones_name_hides(nginx: Nginx) -> None:
     directory = nginx.root / HOUR
-    for number, make in enumerate([Path.mkdir, lambda path: path.symlink_to(f"{HIDDEN}.tombstone")]):
-        (directory / f"s{number}.ts").write_bytes(CONTENT)
-        assert nginx.status(f"/segments/{HOUR}/s{number}.ts") == 200
-        make(directory / f"s{number}.tombstone")
-        assert nginx.status(f"/segments/{HOUR}/s{number}.ts") == 410
+    for stem in ("directory", "link"):
+        (directory / f"{stem}.ts").write_bytes(CONTENT)
+        assert nginx.status(f"/segments/{HOUR}/{stem}.ts") == 200
+    (directory / "directory.tombstone").mkdir()
+    (directory / "link.tombstone").symlink_to(f"{HIDDEN}.tombstone")
+    for stem in ("directory", "link"):
+        assert nginx.status(f"/segments/{HOUR}/{stem}.ts") == 410
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("nowhere")], ids=["fifo", "link to nothing"])

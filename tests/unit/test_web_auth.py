@@ -155,9 +155,14 @@ def test_hidden_by_the_index_alone(world: World) -> None:
 def test_hidden_by_the_tree_alone(world: World, kind: str) -> None:
     assert world.ask() == 204
     path = world.directory / f"{STEM}.tombstone"
-    {"file": path.touch, "directory": path.mkdir, "fifo": lambda: os.mkfifo(path)}.get(
-        kind, lambda: path.symlink_to("nowhere")
-    )()
+    if kind == "file":
+        path.touch()
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("nowhere")
     assert world.ask() == 403
     assert world.ask(URI.replace(STEM, segment_stem(2))) == 204
     assert world.ask(URI.replace("T02", "T03")) == 204
