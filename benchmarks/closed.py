@@ -20,6 +20,7 @@ _HOUR = "desertbus/source/2019-11-13T02"
 _SEGMENT_BYTES = 1_000_000  # 2 s of 4 Mbit/s
 _DOWNLOADERS = 2
 _LIMIT_S = 0.050
+_HTTP = "keepalive_requests 1000000;"  # one connection for all of it
 _AGENT = """
 set $tombsync_agent http://unix:{directory}/agent/run/http.sock:;
 set $tombsync_without_agent closed;
@@ -113,11 +114,11 @@ def main() -> None:
     options = options_parser.parse_args()
     need("nginx")
     report = Report("closed", options.json)
-    with Nginx(include="") as bare:
+    with Nginx(include="", http=_HTTP) as bare:
         stems = fill(bare.root, 2)
         bare_s = percentile(visible(bare, stems[1], options.touches), 0.50)
         report.add("visible, without the snippet", f"{bare_s * 1e6:.0f} us")
-    with Nginx() as nginx:
+    with Nginx(http=_HTTP) as nginx:
         stems = fill(nginx.root, 4 * options.touches)
         with_s = percentile(visible(nginx, stems[1], options.touches), 0.50)
         report.add("visible, with it", f"{with_s * 1e6:.0f} us")
@@ -125,7 +126,7 @@ def main() -> None:
         with downloads(nginx, stems[1]):
             beside = touches(nginx, stems[2 * options.touches :])
         add(report, f"touch -> 410 beside {_DOWNLOADERS} downloads", *beside)
-    with Nginx(_AGENT + _ASKING) as nginx:
+    with Nginx(_AGENT + _ASKING, http=_HTTP) as nginx:
         stems = fill(nginx.root, 2 * options.touches)
         with AgentProcess(nginx.directory / "agent", root=nginx.root) as agent:
             agent.socket.chmod(0o666)
