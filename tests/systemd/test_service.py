@@ -338,7 +338,8 @@ def test_an_uninstall_leaves_the_tree_as_it_is(nodes: list[Machine]) -> None:
     node.run("systemctl", "stop", "tombsync")
     look = 'find /segments -printf "%p %i %m %U %G %s %T@ %C@\\n" | sort'
     before = node.shell(look)
-    node.run("/mnt/old/systemd/install", "--uninstall")
+    node.shell(f"mkdir /etc/nginx && echo 'include {SNIPPETS}/tombsync.conf;' >/etc/nginx/site")
+    assert f"nginx includes files of {SNIPPETS}" in node.says("/mnt/old/systemd/install", "--uninstall")
     assert node.shell(look) == before
     gone = (
         "/opt/tombsync", UNIT, "/usr/local/bin/tombsync", "/usr/local/lib/sysctl.d/60-tombsync.conf", CATALOG, MANUAL,
