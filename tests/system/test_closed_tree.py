@@ -51,7 +51,7 @@ def fill(root: Path) -> None:
         directory = root / hour
         (directory / "below").mkdir(parents=True)
         for number, stem in enumerate(STEMS):
-            for ending in (".ts", ".json", ".TS", ".ts~", ".mp4", ""):
+            for ending in (".ts", ".json", ".TS", ".ts~", ".ts\n", ".mp4", ""):
                 write(root, f"{hour}/{stem}{ending}")
             write(root, f"{hour}/below/{stem}.ts")
             if (number + count) % 3 == 0:
