@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     ),
     "idle": ("idle --hard-links",),
     "scrape": ("scrape",),
+    "closed": ("closed",),
     "burst": ("burst",),
     "soak": ("soak",),
 }

@@ -45,6 +45,9 @@ with one OPEN, and one OPEN and fsync, on an open session of the same library an
 `catchup` holds the session still while the tombstones are hidden, and compares with rsync over an open ssh connection
 through the same relay. lsyncd and rsync are Debian's packages.
 
+`closed` asks a real nginx on a connection that stays open, right after each `touch`: it must be 410 within 50 ms (p99),
+and the next segment of the hour still 200.
+
 `inbox` has two receiving nodes, each with an agent, an sshd and jailed accounts of its own, behind relays; it makes
 accounts and mounts, so it needs root. From right before the `touch` to the commits on both others it must take p50 <=
 15 ms without delay and <= 4 RTT at 20 ms RTT; 10,000 at 50 ms RTT must be confirmed within 1.2 times what `tree` takes

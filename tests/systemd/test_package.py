@@ -112,6 +112,9 @@ def test_an_installation_enables_and_starts_nothing(nodes: list[Machine], packag
     assert node.says("journalctl", "--list-catalog").count("tombsync") > 10
     for path in (SETTINGS, "/usr/share/man/man5/tombsync.toml.5.gz", "/usr/share/zsh/vendor-completions/_tombsync"):
         assert is_there(node, path)
+    for snippet in ("tombsync.conf", "tombsync-auth.conf"):
+        assert is_there(node, f"/usr/share/tombsync/nginx/{snippet}")
+    assert not is_there(node, "/etc/nginx")
     assert node.shell("find /usr/lib/tombsync -name 'main.cpython-*.pyc' | wc -l") != "0"
 
 

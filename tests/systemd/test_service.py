@@ -39,6 +39,7 @@ pytestmark = pytest.mark.timeout(600)
 UNIT = "/usr/local/lib/systemd/system/tombsync.service"
 CATALOG = "/usr/lib/systemd/catalog/tombsync.catalog"
 MANUAL = "/usr/local/share/man/man1/tombsync.1"
+SNIPPETS = "/usr/local/share/tombsync/nginx"
 MOST_EXPOSURE = 1.5
 
 
@@ -324,16 +325,25 @@ def test_the_catalog_and_the_manual_are_installed(nodes: list[Machine]) -> None:
         node.run("test", "-s", f"/usr/local/share/{shell}")
 
 
+def test_the_snippets_for_nginx_are_installed_and_none_is_enabled(nodes: list[Machine]) -> None:
+    node = nodes[1]
+    for snippet in sorted((SOURCE / "systemd" / "nginx").iterdir()):
+        assert node.says("cat", f"{SNIPPETS}/{snippet.name}") == snippet.read_text().strip()
+    assert node.run("test", "-e", "/etc/nginx", check=False).returncode == 1
+
+
 def test_an_uninstall_leaves_the_tree_as_it_is(nodes: list[Machine]) -> None:
     """The last of all tests: it takes a node away."""
     node = nodes[2]
     node.run("systemctl", "stop", "tombsync")
     look = 'find /segments -printf "%p %i %m %U %G %s %T@ %C@\\n" | sort'
     before = node.shell(look)
-    node.run("/mnt/old/systemd/install", "--uninstall")
+    node.shell(f"mkdir /etc/nginx && echo 'include {SNIPPETS}/tombsync.conf;' >/etc/nginx/site")
+    assert f"nginx includes files of {SNIPPETS}" in node.says("/mnt/old/systemd/install", "--uninstall")
     assert node.shell(look) == before
     gone = (
         "/opt/tombsync", UNIT, "/usr/local/bin/tombsync", "/usr/local/lib/sysctl.d/60-tombsync.conf", CATALOG, MANUAL,
+        SNIPPETS,
     )  # fmt: skip
     assert [path for path in gone if node.run("test", "-e", path, check=False).returncode == 0] == []
     assert node.run("systemctl", "status", "tombsync", check=False).returncode == 4  # no such unit

@@ -44,3 +44,26 @@ def test_the_service_runs_on_the_settings_that_the_commands_take() -> None:
     commands = re.findall(r"^Exec\w+=/opt/tombsync/bin/tombsync (.*)$", UNIT, re.MULTILINE)
     assert len(commands) == 3
     assert all(command.endswith("--config /etc/tombsync/tombsync.toml") for command in commands)
+
+
+def test_the_snippets_for_nginx_are_where_they_and_the_readme_say() -> None:
+    files = (SYSTEMD / "files").read_text()
+    snippets = sorted((SYSTEMD / "nginx").iterdir())
+    placed = {
+        f"{file} {directory.replace('SHARE', '/usr/share')}"
+        for file, directory in re.findall(r"^(nginx/\S+) +(SHARE/\S+)$", files, re.MULTILINE)
+    }
+    assert placed == {f"nginx/{snippet.name} /usr/share/tombsync/nginx" for snippet in snippets}
+    for text in [(SYSTEMD.parent / "README.md").read_text(), *(snippet.read_text() for snippet in snippets)]:
+        included = re.findall(r"include (\S+);", text)
+        assert included
+        assert {f"nginx/{path.rpartition('/')[2]} {path.rpartition('/')[0]}" for path in included} <= placed
+
+
+def test_the_readme_shows_what_each_location_needs_as_the_snippet_has_it() -> None:
+    """An operator copies from either."""
+    readme = (SYSTEMD.parent / "README.md").read_text()
+    snippet = (SYSTEMD / "nginx" / "tombsync-auth.conf").read_text()
+    needed = re.findall(r"^# +((?:auth_request|error_page)\w* .*;)$", snippet, re.MULTILINE)
+    assert len(needed) == 4
+    assert [line for line in needed if line not in readme] == []

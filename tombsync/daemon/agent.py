@@ -46,7 +46,7 @@ from tombsync.push import Pusher
 from tombsync.rescan import Rescan, RescanKind
 from tombsync.tree import Tree, lacks_tombstone
 from tombsync.watch import Watch
-from tombsync.web import WebServer, build_app
+from tombsync.web import Auth, WebServer, build_app
 from tombsync.work import Mailbox, Worker
 
 # A worker in a Python loop holds up every other thread for so long at most (stock: 5 ms). Measured by
@@ -183,12 +183,15 @@ class Agent:
         sources = Sources(writer, path, pushers, inbox, watch, rescan, guard, crew.beats, audit)
         stack.callback(sources.close)
         metrics.ask(sources)
+        auth = Auth(tree, path)
+        stack.callback(auth.close)
         app = build_app(
             metrics_app=metrics.wsgi_app,
             health=crew.beats.ages_s,
             ready=rescan.first_done.is_set,
             ready_detail=lambda: describe(guard, rescan),
             stale_after_s=STALLED_AFTER_S,
+            blueprints=[auth.blueprint],
         )
         server = WebServer(app, settings.http.listen, on_turn=lambda: crew.beats.beat("http"))
         server.start()
