@@ -1,0 +1,27 @@
+"""Takedown by time: which files carry a moment, what hiding them costs, and which instants have several versions.
+
+`look` reads the directories of the hours concerned, `find`, `cost` and `versions` decide, purely; who marks is the
+command line. What counts is the tree: no index is asked for what stands in it.
+"""
+
+from tombsync.takedown.cost import Cost, cost_of, instead_of
+from tombsync.takedown.find import Asked, Files, Found, Why, find
+from tombsync.takedown.look import Looked, Sizes, look, look_into
+from tombsync.takedown.versions import Instant, versions
+
+__all__ = [
+    "Asked",
+    "Cost",
+    "Files",
+    "Found",
+    "Instant",
+    "Looked",
+    "Sizes",
+    "Why",
+    "cost_of",
+    "find",
+    "instead_of",
+    "look",
+    "look_into",
+    "versions",
+]

@@ -1,0 +1,156 @@
+"""What stands in the directories of the hours that a takedown is about. Nothing else of the tree is read.
+
+The directories themselves are listed, each time, whatever the index knows: what arrived just now counts, with the agent
+down too. An hour is some thousand names at most, and costs some milliseconds.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from tombsync.errors import NothingThere, RootMissing
+from tombsync.names import Hour, Kind, classify
+from tombsync.takedown.find import CHAT, Asked, Files
+from tombsync.timeline import Piece, piece
+from tombsync.tree import directory_names, open_below
+
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+# Stems that the index hides in an hour, whatever stands in the tree.
+KnownHidden = Callable[[Hour], Collection[str]]
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What was seen. `missing`: hours of the span that no quality has a directory of; `links`: directories that were
+    not looked into, as links are not followed, relative to the root."""
+
+    files: list[Files] = field(default_factory=list)
+    missing: list[Hour] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
+
+
+def look(root_fd: int, asked: Asked, known_hidden: KnownHidden) -> Looked:
+    """Read the hours of a takedown, of every quality of its channel, as a copy may stand in any.
+
+    Raises NothingThere where channel, quality or every hour of the span is not there, RootMissing where a directory
+    cannot be read.
+    """
+    links: list[str] = []
+    present = qualities(root_fd, asked.channel, asked.qualities, links)
+    looked = Looked(links=links)
+    there = set()
+    for quality in present:
+        for number in asked.hours:
+            if (files := look_into(root_fd, Hour(asked.channel, quality, number), known_hidden)) is not None:
+                looked.files.append(files)
+                if quality in asked.qualities or not asked.qualities:
+                    there.add(number)
+    shown = asked.qualities[0] if len(asked.qualities) == 1 else "*"
+    looked.missing.extend(Hour(asked.channel, shown, number) for number in asked.span_hours if number not in there)
+    if not there.intersection(asked.span_hours) and not _reaches_in(asked, looked.files):
+        reason = "no such hour is in the segment tree"
+        raise NothingThere(looked.missing[0].path, reason)
+    return looked
+
+
+def _reaches_in(asked: Asked, files: Iterable[Files]) -> bool:
+    """Whether a file of an hour before plays into the span."""
+    return any(one.overlaps(asked.start_us, asked.end_us) for each in files for one in each.pieces)
+
+
+def qualities(root_fd: int, channel: str, wanted: Sequence[str], links: list[str]) -> list[str]:
+    """The qualities of a channel, sorted. Links that were found are added to `links`. Raises NothingThere for a channel
+    or a wanted quality that is not there, RootMissing where the channel cannot be read."""
+    try:
+        os.close(open_below(root_fd, channel))
+        for quality in wanted:
+            os.close(open_below(root_fd, channel, quality))
+        names: list[str] = []
+        found = sorted(directory_names(root_fd, channel, links=names))
+    except OSError as exc:
+        where = channel if _fails(root_fd, channel) else next(
+            f"{channel}/{quality}" for quality in wanted if _fails(root_fd, channel, quality)
+        )
+        raise _not_there(where, exc) from exc
+    links.extend(f"{channel}/{name}" for name in names)
+    return found
+
+
+def _fails(root_fd: int, *parts: str) -> bool:
+    try:
+        os.close(open_below(root_fd, *parts))
+    except OSError:
+        return True
+    return False
+
+
+def _not_there(where: str, exc: OSError) -> NothingThere | RootMissing:
+    if exc.errno == errno.ENOENT:
+        return NothingThere(where)
+    if exc.errno in _NOT_THERE:
+        return NothingThere(where, "is a link or no directory: links are not followed")
+    return NothingThere(where, f"cannot be read: {os.strerror(exc.errno or 0)}")
+
+
+def look_into(root_fd: int, hour: Hour, known_hidden: KnownHidden) -> Files | None:
+    """What stands in one hour; None where it is not there. Raises NothingThere where it cannot be read: nobody may take
+    it for empty."""
+    try:
+        fd = open_below(root_fd, hour.channel, hour.quality, hour.text)
+        try:
+            names = os.listdir(fd)
+        finally:
+            os.close(fd)
+    except OSError as exc:
+        if exc.errno == errno.ENOENT:
+            return None
+        raise _not_there(hour.path, exc) from exc
+    pieces: list[Piece] = []
+    marked = set()
+    timeless = 0
+    for name in names:
+        kind, stem = classify(name)
+        if kind is Kind.TOMBSTONE:
+            marked.add(stem)
+        elif kind in (Kind.TS, Kind.JSON):
+            if (one := piece(hour, kind, stem)) is not None:
+                pieces.append(one)
+            else:
+                timeless += 1
+    return Files(hour, pieces, frozenset(marked), frozenset(marked.union(known_hidden(hour))), timeless)
+
+
+class Sizes:
+    """The sizes of files, by lstat, of those that are asked for; each is looked at once. -1 where one is gone."""
+
+    def __init__(self, root_fd: int) -> None:
+        self._root_fd = root_fd
+        self._sizes: dict[Piece, int] = {}
+
+    def __call__(self, one: Piece) -> int:
+        """The size of one."""
+        if one not in self._sizes:
+            self._sizes[one] = self._look(one)
+        return self._sizes[one]
+
+    def _look(self, one: Piece) -> int:
+        try:
+            fd = open_below(self._root_fd, one.hour.channel, one.hour.quality, one.hour.text)
+            try:
+                return os.stat(one.name, dir_fd=fd, follow_symlinks=False).st_size
+            finally:
+                os.close(fd)
+        except OSError:
+            return -1
+
+
+def visible(files: Iterable[Files]) -> dict[str, list[Piece]]:
+    """What is not hidden, by quality; batches of chat left out."""
+    found: dict[str, list[Piece]] = {}
+    for each in files:
+        pieces = (one for one in each.pieces if one.type != CHAT and one.stem not in each.hidden)
+        found.setdefault(each.hour.quality, []).extend(pieces)
+    return found
