@@ -93,6 +93,7 @@ from tombsync.errors.proof import (
     SigningFailed,
     UnmarkRefused,
 )
+from tombsync.errors.takedowns import NoTakedown, TakedownUnreadable
 
 __all__ = [
     "EXIT_FAILED",
@@ -130,6 +131,7 @@ __all__ = [
     "NoKeyAuthorized",
     "NoOwnKey",
     "NoRecords",
+    "NoTakedown",
     "NotConfirmed",
     "NotDeleted",
     "NotMarkable",
@@ -165,6 +167,7 @@ __all__ = [
     "SshdNotJailing",
     "SshdRefused",
     "StateRefused",
+    "TakedownUnreadable",
     "TombsyncError",
     "TooManyHours",
     "TreeRefused",
