@@ -85,6 +85,7 @@ from tombsync.errors.peers import (
 )
 from tombsync.errors.proof import (
     FileRefused,
+    NotAllConfirmed,
     NotDeleted,
     NotPurgeable,
     NotTakenBack,
@@ -132,6 +133,7 @@ __all__ = [
     "NoOwnKey",
     "NoRecords",
     "NoTakedown",
+    "NotAllConfirmed",
     "NotConfirmed",
     "NotDeleted",
     "NotMarkable",

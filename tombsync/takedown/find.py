@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
-from tombsync.names import Hour
+from tombsync.names import Hour, hour_number
 from tombsync.timeline import HOUR_US, TOLERANCE_US, Piece, hours_of
 
 CHAT = "chat"  # the quality, and the type of a piece, that are batches of chat
 _TEMP = "temp"
+FIRST_HOUR, LAST_HOUR = hour_number("0001-01-01T00"), hour_number("9999-12-31T23")  # those that have a name
 
 
 class Why(Enum):
@@ -56,7 +57,7 @@ class Asked:
     def hours(self) -> range:
         """The hours whose directories are looked into: those that may hold a file of the span, and their neighbours."""
         numbers = hours_of(self.start_us, self.end_us)
-        return range(max(0, numbers.start - self.twins), numbers.stop + self.twins)
+        return range(max(FIRST_HOUR, numbers.start - self.twins), min(LAST_HOUR + 1, numbers.stop + self.twins))
 
     def covers(self, quality: str) -> bool:
         """Whether a quality was asked for. Batches of chat are found whatever was, and shown."""
@@ -104,9 +105,8 @@ class Found:
 
     @property
     def marks(self) -> list[Match]:
-        """Those that a takedown marks, or that are marked already; of several that one tombstone hides, the first."""
-        wanted = [one for one in self.matches if not one.is_temp and (self.asked.chat or not one.is_chat)]
-        return list({(one.piece.hour, one.piece.stem): one for one in reversed(wanted)}.values())[::-1]
+        """Those that a takedown marks, or that are marked already."""
+        return [one for one in self.matches if not one.is_temp and (self.asked.chat or not one.is_chat)]
 
     @property
     def temps(self) -> list[Match]:

@@ -11,13 +11,13 @@ import os
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from tombsync.errors import NothingThere, RootMissing
+from tombsync.errors import NothingThere
 from tombsync.names import Hour, Kind, classify
 from tombsync.takedown.find import CHAT, Asked, Files
 from tombsync.timeline import Piece, piece
 from tombsync.tree import directory_names, open_below
 
-_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+_LINKS = (errno.ENOTDIR, errno.ELOOP)  # what opening a link without following it says
 # Stems that the index hides in an hour, whatever stands in the tree.
 KnownHidden = Callable[[Hour], Collection[str]]
 
@@ -35,8 +35,8 @@ class Looked:
 def look(root_fd: int, asked: Asked, known_hidden: KnownHidden) -> Looked:
     """Read the hours of a takedown, of every quality of its channel, as a copy may stand in any.
 
-    Raises NothingThere where channel, quality or every hour of the span is not there, RootMissing where a directory
-    cannot be read.
+    Raises NothingThere where channel, quality or every hour of the span is not there, OSError where a directory cannot
+    be read.
     """
     links: list[str] = []
     present = qualities(root_fd, asked.channel, asked.qualities, links)
@@ -44,9 +44,15 @@ def look(root_fd: int, asked: Asked, known_hidden: KnownHidden) -> Looked:
     there = set()
     for quality in present:
         for number in asked.hours:
-            if (files := look_into(root_fd, Hour(asked.channel, quality, number), known_hidden)) is not None:
+            hour = Hour(asked.channel, quality, number)
+            try:
+                files = look_into(root_fd, hour, known_hidden)
+            except NothingThere:
+                links.append(hour.path)
+                continue
+            if files is not None:
                 looked.files.append(files)
-                if quality in asked.qualities or not asked.qualities:
+                if asked.covers(quality) or (asked.chat and quality == CHAT):
                     there.add(number)
     shown = asked.qualities[0] if len(asked.qualities) == 1 else "*"
     looked.missing.extend(Hour(asked.channel, shown, number) for number in asked.span_hours if number not in there)
@@ -62,52 +68,44 @@ def _reaches_in(asked: Asked, files: Iterable[Files]) -> bool:
 
 
 def qualities(root_fd: int, channel: str, wanted: Sequence[str], links: list[str]) -> list[str]:
-    """The qualities of a channel, sorted. Links that were found are added to `links`. Raises NothingThere for a channel
-    or a wanted quality that is not there, RootMissing where the channel cannot be read."""
-    try:
-        os.close(open_below(root_fd, channel))
-        for quality in wanted:
-            os.close(open_below(root_fd, channel, quality))
-        names: list[str] = []
-        found = sorted(directory_names(root_fd, channel, links=names))
-    except OSError as exc:
-        where = channel if _fails(root_fd, channel) else next(
-            f"{channel}/{quality}" for quality in wanted if _fails(root_fd, channel, quality)
-        )
-        raise _not_there(where, exc) from exc
+    """The qualities of a channel, sorted. Links that were found are added to `links`.
+
+    Raises NothingThere for a channel or a wanted quality that is not there, OSError where one cannot be read.
+    """
+    for parts in ([channel], *([channel, quality] for quality in wanted)):
+        try:
+            os.close(open_below(root_fd, *parts))
+        except OSError as exc:
+            raise _untold("/".join(parts), exc) from exc
+    names: list[str] = []
+    found = sorted(directory_names(root_fd, channel, links=names))
     links.extend(f"{channel}/{name}" for name in names)
     return found
 
 
-def _fails(root_fd: int, *parts: str) -> bool:
-    try:
-        os.close(open_below(root_fd, *parts))
-    except OSError:
-        return True
-    return False
-
-
-def _not_there(where: str, exc: OSError) -> NothingThere | RootMissing:
+def _untold(where: str, exc: OSError) -> NothingThere | OSError:
+    """What to raise for a directory that cannot be opened: nobody may take it for an empty one."""
     if exc.errno == errno.ENOENT:
         return NothingThere(where)
-    if exc.errno in _NOT_THERE:
+    if exc.errno in _LINKS:
         return NothingThere(where, "is a link or no directory: links are not followed")
-    return NothingThere(where, f"cannot be read: {os.strerror(exc.errno or 0)}")
+    exc.filename = where
+    return exc
 
 
 def look_into(root_fd: int, hour: Hour, known_hidden: KnownHidden) -> Files | None:
-    """What stands in one hour; None where it is not there. Raises NothingThere where it cannot be read: nobody may take
-    it for empty."""
+    """What stands in one hour; None where it is not there. Raises NothingThere where it is a link or no directory,
+    OSError where it cannot be read."""
     try:
         fd = open_below(root_fd, hour.channel, hour.quality, hour.text)
         try:
             names = os.listdir(fd)
         finally:
             os.close(fd)
+    except FileNotFoundError:
+        return None
     except OSError as exc:
-        if exc.errno == errno.ENOENT:
-            return None
-        raise _not_there(hour.path, exc) from exc
+        raise _untold(hour.path, exc) from exc
     pieces: list[Piece] = []
     marked = set()
     timeless = 0
