@@ -15,8 +15,8 @@ _SERVED_TYPES = ("full", "suspect", "partial")
 class Cost(NamedTuple):
     """What one quality loses by a takedown, in microseconds of what could be played before.
 
-    `within_us`: of the span that was asked for; `before_us` and `after_us`: beyond it, on either side; `left_us`: of the
-    span, what can be played still.
+    `within_us`: of the span that was asked for; `before_us` and `after_us`: beyond it, on either side; `left_us`: what
+    of the span can be played still.
     """
 
     within_us: int
@@ -35,14 +35,19 @@ def cost_of(visible: Iterable[Piece], going: Collection[Piece], start_us: int, e
     served = [one for one in visible if one.type in _SERVED_TYPES]
     before = joined((one.start_us, one.end_us) for one in served)
     after = joined((one.start_us, one.end_us) for one in served if one not in going)
-    lost = [
-        _length_us(cut(before, *part)) - _length_us(cut(after, *part))
-        for part in ((start_us, end_us), (min(0, start_us), start_us), (end_us, _END_US))
-    ]
-    return Cost(*lost, _length_us(cut(after, start_us, end_us)))
+
+    def lost_us(first_us: int, last_us: int) -> int:
+        return _length_us(cut(before, first_us, last_us)) - _length_us(cut(after, first_us, last_us))
+
+    return Cost(
+        within_us=lost_us(start_us, end_us),
+        before_us=lost_us(0, start_us),
+        after_us=lost_us(end_us, _NEVER_US),
+        left_us=_length_us(cut(after, start_us, end_us)),
+    )
 
 
-_END_US = 1 << 62
+_NEVER_US = 1 << 62
 
 
 def joined(spans: Iterable[Span]) -> list[Span]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from tombsync.errors import NothingThere
-from tombsync.names import Hour, Kind, classify
+from tombsync.names import Hour, Kind, classify, hour_text
 from tombsync.takedown.find import CHAT, Asked, Files
 from tombsync.timeline import Piece, piece
 from tombsync.tree import directory_names, open_below
@@ -24,11 +24,11 @@ KnownHidden = Callable[[Hour], Collection[str]]
 
 @dataclass(frozen=True)
 class Looked:
-    """What was seen. `missing`: hours of the span that no quality has a directory of; `links`: directories that were
-    not looked into, as links are not followed, relative to the root."""
+    """What was seen. `missing`: hours of the span of which no quality that was asked for has a directory; `links`:
+    directories that were not looked into, as links are not followed. Both relative to the root."""
 
     files: list[Files] = field(default_factory=list)
-    missing: list[Hour] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
 
 
@@ -54,11 +54,10 @@ def look(root_fd: int, asked: Asked, known_hidden: KnownHidden) -> Looked:
                 looked.files.append(files)
                 if asked.covers(quality) or (asked.chat and quality == CHAT):
                     there.add(number)
-    shown = asked.qualities[0] if len(asked.qualities) == 1 else "*"
-    looked.missing.extend(Hour(asked.channel, shown, number) for number in asked.span_hours if number not in there)
+    where = f"{asked.channel}/{asked.qualities[0]}" if len(asked.qualities) == 1 else asked.channel
+    looked.missing.extend(f"{where}/{hour_text(number)}" for number in asked.span_hours if number not in there)
     if not there.intersection(asked.span_hours) and not _reaches_in(asked, looked.files):
-        reason = "no such hour is in the segment tree"
-        raise NothingThere(looked.missing[0].path, reason)
+        raise NothingThere(looked.missing[0], "no such hour is in the segment tree")
     return looked
 
 

@@ -27,17 +27,16 @@ _LOOKS = 3
 
 def asked_for(
     channel: str,
-    start: str,
-    end: str,
+    within: tuple[int, int],
     qualities: Sequence[str],
     *,
     chat: bool,
     twins: bool,
     long: bool,
 ) -> Asked:
-    """Read what was typed. Raises BadTime, EmptyRange, LongRange, BadName."""
+    """What was typed, as a takedown. Raises LongRange, BadName."""
     require_parts(channel, qualities)
-    start_us, end_us = span(start, end)
+    start_us, end_us = within
     if end_us - start_us > MOST_S * _SECOND_US and not long:
         raise errors.LongRange((end_us - start_us) / _SECOND_US, MOST_S)
     return Asked(channel, start_us, end_us, tuple(dict.fromkeys(qualities)), chat=chat, twins=twins)
@@ -216,18 +215,15 @@ def _warn(moment: Moment, *, sticky: bool) -> None:
     for path in looked.links:
         warn(f"{path} is a link or no directory, so it was not looked into: links are not followed")
     for hour in looked.missing:
-        warn(f"{hour.path} is not here, so nothing of that hour was found")
+        warn(f"{hour} is not here, so nothing of that hour was found")
     if found.timeless:
         files = "1 file" if found.timeless == 1 else f"{found.timeless} files"
         warn(f"{files} in these hours have a name that says no time: look whether they show it, and mark them by name")
     if found.temps:
-        warn(
-            f"{len(found.temps)} of them still being written, which cannot be marked yet: --sticky marks what it becomes"
-        )
+        still = f"{len(found.temps)} of them still being written, and cannot be marked yet"
+        warn(f"{still}: --sticky marks what becomes of it")
     if found.chat_left:
-        warn(
-            f"{len(found.chat_left)} batches of chat overlap the range and are left as they are; --chat marks them too"
-        )
+        warn(f"batches of chat overlap the range ({len(found.chat_left)}), and are not marked: --chat marks them too")
     if any(match.is_chat for match in found.marks):
         warn(ABOUT_CHAT + ("" if sticky else "; only a takedown with --sticky holds"))
 
@@ -295,7 +291,7 @@ def _document(moment: Moment, *, sticky: bool, reason: str, dry_run: bool) -> di
         "found": rows,
         "marks": [f"{match.piece.hour.path}/{match.piece.stem}" for match in moment.new],
         "without_a_time": found.timeless,
-        "hours_missing": [hour.path for hour in moment.looked.missing],
+        "hours_missing": moment.looked.missing,
         "links": moment.looked.links,
         "cost": {quality: _cost_json(cost) for quality, cost in moment.costs().items()},
         "results": [],

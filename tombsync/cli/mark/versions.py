@@ -10,7 +10,7 @@ from tombsync.cli.common import say, say_json, say_table, tell_error, warn
 from tombsync.cli.mark.hiding import Hiding, Result, confirm, results_json, warn_without_agent
 from tombsync.cli.mark.wait import Patience, await_peers, exit_code_of
 from tombsync.config import Settings
-from tombsync.names import Hour, Marked
+from tombsync.names import Hour, Marked, hour_text
 from tombsync.takedown import CHAT, Instant, Sizes, look_into, qualities, versions, visible
 from tombsync.timeline import HOUR_US, time_text
 from tombsync.tree import hour_numbers
@@ -108,7 +108,7 @@ def _of_hours(
     for path in links:
         warn(f"{path} is a link, so it was not looked into: links are not followed")
     if not some:
-        where = f"{channel}/*/{Hour(channel, '*', within[0] // HOUR_US).text}" if within is not None else channel
+        where = f"{channel}/{hour_text(within[0] // HOUR_US)}" if within is not None else channel
         raise errors.NothingThere(where, "no such hour is in the segment tree")
 
 
@@ -117,7 +117,7 @@ _HEADERS = ("INSTANT", "QUALITY", "IS", "NAME")
 
 def _rows(instant: Instant) -> list[tuple[str, ...]]:
     at, quality = time_text(instant.served.start_us), instant.served.hour.quality
-    rows = [(at, quality, f"served: {instant.reason}", instant.served.name)]
+    rows: list[tuple[str, ...]] = [(at, quality, f"served: {instant.reason}", instant.served.name)]
     return rows + [(at, quality, "not served", one.name) for one in instant.rest]
 
 

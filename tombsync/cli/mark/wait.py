@@ -21,9 +21,7 @@ from tombsync.plan import State
 DEFAULT_TIMEOUT_S = 120  # a peer that was down is tried again after 75 s at the latest (plan.backoff_s)
 _LOOK_S = 0.2  # another process's commit is nothing that can be waited for; a person sees no difference
 _REST = 4  # times as long as a look took, it rests: of very many marks too, the index is left to the agent
-HOW_TO_LOOK = (
-    "the marks stand, and are delivered as soon as they can be; `tombsync status --pending` lists what is left"
-)
+HOW_TO_LOOK = "the marks stand and are delivered as soon as can be; `tombsync status --pending` lists what is left"
 
 
 @dataclass(frozen=True)
@@ -35,8 +33,10 @@ class Patience:
 
 
 def await_peers(hiding: Hiding, results: Sequence[Result], patience: Patience, *, tell: bool) -> bool:
-    """Wait where that was asked for, and note the state at each peer in the results; False where some have not confirmed
-    in time, which is told on stderr. `tell`: how it goes, on stdout. Raises click.Abort on Ctrl-C.
+    """Wait where that was asked for, and note the state at each peer in the results.
+
+    False where some have not confirmed in time, which is told on stderr. `tell`: how it goes, on stdout. Raises
+    click.Abort on Ctrl-C.
     """
     done = [one for one in results if one.outcome in ("marked", "already-marked")]
     marked = {one.marked: one for one in done if one.marked is not None}
@@ -66,7 +66,7 @@ def await_peers(hiding: Hiding, results: Sequence[Result], patience: Patience, *
         raise click.Abort from None
     finally:
         for one, states in answers.states.items():
-            marked[one].peers = {peer: state and state.word for peer, state in states.items()}
+            marked[one].peers = {peer: None if state is None else state.word for peer, state in states.items()}
     return True
 
 
@@ -81,7 +81,7 @@ def _watch(reader: Reader, answers: Answers, timeout_s: float, *, tell: bool) ->
                 if row is not None:
                     answers.put(one, _states(reader, row, answers.peers))
             now = time.monotonic()
-            show(last=not answers.open() or now >= deadline)
+            show(not answers.open() or now >= deadline)
             if not answers.open() or now >= deadline:
                 break
             time.sleep(min(deadline - now, max(_LOOK_S, _REST * (now - begun))))
@@ -97,18 +97,18 @@ def _states(reader: Reader, row: MarkerRow, peers: Sequence[str]) -> dict[str, S
 
 
 @contextmanager
-def _shown(reader: Reader, answers: Answers, *, tell: bool) -> Iterator[Callable[..., None]]:
-    """A function that shows how far it is: a table that changes on a terminal, elsewhere one line for each peer once it
-    has answered of all."""
+def _shown(reader: Reader, answers: Answers, *, tell: bool) -> Iterator[Callable[[bool], None]]:
+    """A function that shows how far it is, told whether that is the last time: a table that changes on a terminal,
+    elsewhere one line for each peer once it has answered of all."""
     if not tell:
-        yield lambda *, last: None
+        yield lambda _last: None
     elif on_terminal(sys.stdout):
         with _table(reader, answers) as show:
             yield show
     else:
         told: set[str] = set()
 
-        def say_done(*, last: bool) -> None:
+        def say_done(last: bool) -> None:
             for peer in answers.peers:
                 if peer not in told and (last or answers.is_done(peer)):
                     told.add(peer)
@@ -118,7 +118,7 @@ def _shown(reader: Reader, answers: Answers, *, tell: bool) -> Iterator[Callable
 
 
 @contextmanager
-def _table(reader: Reader, answers: Answers) -> Iterator[Callable[..., None]]:
+def _table(reader: Reader, answers: Answers) -> Iterator[Callable[[bool], None]]:
     from rich.console import Console
     from rich.live import Live
     from rich.table import Table
@@ -137,7 +137,7 @@ def _table(reader: Reader, answers: Answers) -> Iterator[Callable[..., None]]:
         return made
 
     with Live(table(), console=Console(highlight=False), auto_refresh=False) as live:
-        yield lambda *, last: live.update(table(), refresh=True)
+        yield lambda _last: live.update(table(), refresh=True)
 
 
 def _up(row: PeerRow | None) -> str:
