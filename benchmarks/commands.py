@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     ),
     "idle": ("idle --hard-links",),
     "scrape": ("scrape",),
+    "takedown": ("takedown",),
     "burst": ("burst",),
     "soak": ("soak",),
 }

@@ -13,7 +13,9 @@ import inotify_simple
 import pytest
 
 from tests.support.agent import AgentProcess
+from tests.support.journald import Journald
 from tests.support.moments import CHANNEL, put, put_minute, tombstones
+from tests.support.waiting import wait_for
 from tombsync.names import hour_number, hour_text
 from tombsync.timeline import parse_time
 from tombsync.tree import Tree, read_takedowns
@@ -211,6 +213,23 @@ def test_the_record_says_what_was_asked_for_and_found(node: Node) -> None:
     )
     assert kept.hashes == tuple(sorted(path[-43:] for path in node.source[5:7]))
     assert kept.reason == "why ? not" and kept.node == "node-a" and kept.actor and kept.ended_at == ""
+
+
+def test_the_journal_has_each_mark_with_who_why_and_the_takedown(node: Node) -> None:
+    node.agent.config.write_text(node.agent.config.read_text().replace('journal = "stderr"', 'journal = "auto"'))
+    with Journald() as journald:
+        words = (*node.agent.program, "mark", "--config", node.agent.config, "--channel", CHANNEL, *SPAN)
+        dry = journald.run(*words, "--dry-run")
+        assert dry.returncode == 0, dry.stderr
+        done = journald.run(*words, "--reason", "shows a face")
+        assert done.returncode == 0, done.stderr
+        (kept,) = node.takedowns()
+        records = wait_for(lambda: found if len(found := journald.records("TOMBSYNC_EVENT=marked")) >= 4 else None)
+    assert {record["TOMBSYNC_SEGMENT"] for record in records} == tombstones(node.root)
+    assert len(records) == 4
+    for record in records:
+        assert (record["TOMBSYNC_REASON"], record["TOMBSYNC_ACTOR"]) == ("shows a face", kept.actor)
+        assert record["MESSAGE"].endswith(f"(takedown {kept.id}): shows a face")
 
 
 def test_the_record_stands_before_the_first_tombstone(node: Node) -> None:
