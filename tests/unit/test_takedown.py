@@ -92,7 +92,7 @@ def test_a_version_that_ends_before_the_span_is_what_would_be_served(twins: bool
 def test_twins_are_copies_anywhere_and_names_next_to_one() -> None:
     full = at(0, letter="a")
     copies = [at(-3000, letter="a"), at(3000, letter="a", quality="160p"), at(-5000, letter="a")]
-    near, far = at(-2.01), at(-2.010001)
+    near, far = at(-2.01, duration_us=SECOND_US), at(-1.989999, duration_us=SECOND_US)
     start = at(-2, letter="b")
     others = [at(-2, quality="160p", duration_us=SECOND_US), at(3600)]
     files = sorted_into([full, *copies, near, far, start, *others])
