@@ -106,8 +106,8 @@ def test_on_a_terminal_it_is_a_table_that_changes(nodes: Nodes) -> None:
     words = [*nodes.agent.program, "mark", "--config", str(nodes.agent.config), *SPAN, "--wait", "--timeout", "100"]
     env = {**os.environ, "TERM": "xterm", "COLUMNS": "200"}
     with Terminal(words, cwd=nodes.agent.base, env=env) as terminal:
-        terminal.until(r"PEER +IS +CONFIRMED")
-        terminal.until(r"node-b +up +4 of 4[^\n]*\n[^\n]*node-c +down: .*0 of 4 +4 pending")
+        terminal.until(r"PEER.*IS.*CONFIRMED")
+        terminal.until(r"node-b +up +4 of 4.*\n.*node-c +down: .*0 of 4 +4 pending")
         nodes.c.start()
         terminal.until(r"node-c +up +4 of 4", timeout_s=50.0)
 

@@ -15,6 +15,7 @@ import pytest
 from tests.support.agent import AgentProcess
 from tests.support.journald import Journald
 from tests.support.moments import CHANNEL, put, put_minute, tombstones
+from tests.support.programs import need
 from tests.support.waiting import wait_for
 from tombsync.names import hour_number, hour_text
 from tombsync.timeline import parse_time
@@ -387,6 +388,32 @@ def test_a_reader_that_goes_away_does_not_stop_the_marking(node: Node) -> None:
         done = subprocess.run(words, stdout=gone, stderr=subprocess.PIPE, timeout=50, check=False)
     assert done.returncode == 0 and b"Traceback" not in done.stderr
     assert len(tombstones(node.root)) == 4
+
+
+def test_an_hour_that_cannot_be_read_is_not_taken_for_empty(node: Node) -> None:
+    prefix = [need("setpriv"), "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"]
+    hour = node.root / CHANNEL / "160p" / "2019-11-13T02"
+    hour.chmod(0)
+    words = [*node.agent.program, "mark", "--config", str(node.agent.config), "--channel", CHANNEL, *SPAN]
+    done = subprocess.run(
+        [*(prefix if os.geteuid() == 0 else []), *words], capture_output=True, text=True, timeout=50, check=False
+    )
+    hour.chmod(0o755)
+    assert done.returncode == 1
+    assert f"{CHANNEL}/160p/2019-11-13T02: Permission denied" in done.stderr
+    assert tombstones(node.root) == set()
+
+
+def test_what_only_the_index_hides_costs_nothing_and_is_marked_again(node: Node) -> None:
+    node.agent.run("mark", *node.small[5:7])
+    node.agent.run("rescan")
+    for path in node.small[5:7]:
+        (node.root / f"{path}.tombstone").unlink()
+    told = node.json(*SPAN)
+    assert set(told["cost"]) == {"source"}
+    assert {row["served"] for row in told["found"] if row["quality"] == "160p"} == {None}
+    assert sorted(told["marks"]) == sorted([*node.small[5:7], *node.source[5:7]])
+    assert tombstones(node.root) == set(told["marks"])
 
 
 # -- bad versions ------------------------------------------------------------------------------------------------------

@@ -33,9 +33,9 @@ class Moment:
 
     def costs(self) -> dict[str, Cost]:
         """What each quality loses of which something is to be hidden."""
-        going: dict[str, set[Piece]] = {}
+        going: dict[str, set[Piece]] = {}  # what is hidden already costs nothing more
         for match in self.new:
-            if not match.is_chat:
+            if match.piece in self._shown:
                 going.setdefault(match.piece.hour.quality, set()).add(match.piece)
         asked = self.found.asked
         return {

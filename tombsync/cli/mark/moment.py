@@ -89,7 +89,7 @@ def mark_moment(
         kept = _keep(hiding, moment, sticky=sticky, reason=reason)
         results: list[Result] = []
         try:
-            _mark_all(hiding, moment, results)
+            mark_all(hiding, moment, results)
         finally:
             failed = sum(result.outcome == "failed" for result in results)
             if not as_json:
@@ -110,7 +110,7 @@ def mark_moment(
     return code if code or kept else errors.EXIT_IN_PART
 
 
-def _mark_all(hiding: Hiding, moment: Moment, results: list[Result]) -> None:
+def mark_all(hiding: Hiding, moment: Moment, results: list[Result]) -> None:
     """Mark what was found, then what arrived meanwhile."""
     seen = set()
     matches = moment.found.marks
