@@ -12,7 +12,7 @@ from tombsync.cli.mark.hiding import Hiding, Result
 from tombsync.cli.mark.moment import mark_all
 from tombsync.config import load
 from tombsync.names import Marked
-from tombsync.takedown import Asked
+from tombsync.takedown.find import Asked
 from tombsync.timeline import parse_time
 
 MINUTE = "2019-11-13T02:45"

@@ -10,7 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tombsync.names import Hour, Kind, hour_number
-from tombsync.takedown import Asked, Cost, Files, Found, Visible, Why, cost_of, find, instead_of, versions, visible
+from tombsync.takedown.cost import Cost, Visible, cost_of, instead_of
+from tombsync.takedown.find import Asked, Files, Found, Why, find
+from tombsync.takedown.look import visible
+from tombsync.takedown.versions import versions
 from tombsync.timeline import HOUR_US, TOLERANCE_US, Piece, hours_of, parse_time, piece
 
 SECOND_US = 1_000_000

@@ -10,7 +10,7 @@ from tombsync.cli.mark.moment import asked_for, mark_moment, require_parts, span
 from tombsync.cli.mark.paths import mark_paths
 from tombsync.cli.mark.versions import mark_versions
 from tombsync.cli.mark.wait import DEFAULT_TIMEOUT_S, Patience
-from tombsync.takedown import CHAT
+from tombsync.takedown.find import CHAT
 
 
 @click.command()

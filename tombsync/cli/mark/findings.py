@@ -7,8 +7,10 @@ from typing import Any
 
 from tombsync.cli.common import on_terminal, say, say_table, warn
 from tombsync.cli.mark.hiding import ABOUT_CHAT, Hiding
-from tombsync.takedown import Asked, Cost, Found, Looked, Match, Sizes, Visible, Why, cost_of, find, instead_of, look
-from tombsync.takedown import visible as visible_of
+from tombsync.takedown.cost import Cost, Visible, cost_of, instead_of
+from tombsync.takedown.find import Asked, Found, Match, Why, find
+from tombsync.takedown.look import Looked, Sizes, look
+from tombsync.takedown.look import visible as visible_of
 from tombsync.timeline import Piece, time_text
 
 _SHOWN_HASH = 6  # characters: enough to tell the versions of an instant apart

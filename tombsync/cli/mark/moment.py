@@ -13,7 +13,8 @@ from tombsync.cli.mark.note import claimed_actor
 from tombsync.cli.mark.wait import Patience, await_peers, exit_code_of
 from tombsync.config import Settings
 from tombsync.names import Marked, unsafe
-from tombsync.takedown import Asked, find, look
+from tombsync.takedown.find import Asked, find
+from tombsync.takedown.look import look
 from tombsync.timeline import parse_time, time_text
 from tombsync.tree import Takedown, new_takedown_id, write_takedown
 

@@ -11,7 +11,9 @@ from tombsync.cli.mark.hiding import Hiding, Result, confirm, results_json, warn
 from tombsync.cli.mark.wait import Patience, await_peers, exit_code_of
 from tombsync.config import Settings
 from tombsync.names import Hour, Marked, hour_text
-from tombsync.takedown import CHAT, Instant, Sizes, look_into, qualities, versions, visible
+from tombsync.takedown.find import CHAT
+from tombsync.takedown.look import Sizes, look_into, qualities, visible
+from tombsync.takedown.versions import Instant, versions
 from tombsync.timeline import HOUR_US, time_text
 from tombsync.tree import hour_numbers
 
