@@ -219,13 +219,14 @@ def test_the_record_says_what_was_asked_for_and_found(node: Node) -> None:
 def test_the_journal_has_each_mark_with_who_why_and_the_takedown(node: Node) -> None:
     node.agent.config.write_text(node.agent.config.read_text().replace('journal = "stderr"', 'journal = "auto"'))
     with Journald() as journald:
-        words = (*node.agent.program, "mark", "--config", node.agent.config, "--channel", CHANNEL, *SPAN)
+        words = (*node.agent.program, "mark", "--config", str(node.agent.config), "--channel", CHANNEL, *SPAN)
         dry = journald.run(*words, "--dry-run")
         assert dry.returncode == 0, dry.stderr
         done = journald.run(*words, "--reason", "shows a face")
         assert done.returncode == 0, done.stderr
         (kept,) = node.takedowns()
-        records = wait_for(lambda: found if len(found := journald.records("TOMBSYNC_EVENT=marked")) >= 4 else None)
+        wait_for(lambda: len(journald.records("TOMBSYNC_EVENT=marked")) >= 4, "the journal to have them")
+        records = journald.records("TOMBSYNC_EVENT=marked")
     assert {record["TOMBSYNC_SEGMENT"] for record in records} == tombstones(node.root)
     assert len(records) == 4
     for record in records:

@@ -14,7 +14,7 @@ from tombsync.takedown.find import CHAT
 
 
 @click.command()
-@click.argument("paths", nargs=-1, metavar="PATH...", shell_complete=complete.files)
+@click.argument("paths", nargs=-1, metavar="[PATH...]", shell_complete=complete.files)
 @place_options
 @click.option("--channel", shell_complete=complete.channels, help="Take down a span of time of this channel.")
 @click.option("--from", "start", metavar="TIME", help="The first moment that must go.")

@@ -73,7 +73,7 @@ def mark_moment(
     """Find what carries the span, show it, mark it; the exit code."""
     with Hiding(settings, reason=reason, dry_run=dry_run) as hiding:
         moment = Moment(hiding, asked)
-        document = document_of(moment, sticky=sticky, reason=reason, dry_run=dry_run)
+        document = document_of(moment, sticky=sticky, reason=reason, dry_run=dry_run) if as_json else {}
         if not as_json:
             say_found(moment)
         warn_of(moment, sticky=sticky)

@@ -24,6 +24,9 @@ _REST = 4  # times as long as a look took, it rests: of very many marks too, the
 HOW_TO_LOOK = "the marks stand and are delivered as soon as can be; `tombsync status --pending` lists what is left"
 
 
+Show = Callable[[bool], None]  # told whether that is the last time
+
+
 @dataclass(frozen=True)
 class Patience:
     """Whether to wait for the peers, and for how long."""
@@ -73,20 +76,25 @@ def await_peers(hiding: Hiding, results: Sequence[Result], patience: Patience, *
 def _watch(reader: Reader, answers: Answers, timeout_s: float, *, tell: bool) -> None:
     """Raises NotAllConfirmed."""
     deadline = time.monotonic() + timeout_s
+    took_s = _look(reader, answers)
     with _shown(reader, answers, tell=tell) as show:
-        while True:
-            begun = time.monotonic()
-            for one in answers.open():
-                row = reader.marker(one)
-                if row is not None:
-                    answers.put(one, _states(reader, row, answers.peers))
-            now = time.monotonic()
-            show(not answers.open() or now >= deadline)
-            if not answers.open() or now >= deadline:
-                break
-            time.sleep(min(deadline - now, max(_LOOK_S, _REST * (now - begun))))
+        while answers.open() and time.monotonic() < deadline:
+            show(False)
+            time.sleep(min(max(0.0, deadline - time.monotonic()), max(_LOOK_S, _REST * took_s)))
+            took_s = _look(reader, answers)
+        show(True)
     if lacking := answers.lacking():
         raise errors.NotAllConfirmed(tuple(f"{peer}: {line(answers, peer)}" for peer in lacking), HOW_TO_LOOK)
+
+
+def _look(reader: Reader, answers: Answers) -> float:
+    """Ask the index about what is open, and how long that took."""
+    begun = time.monotonic()
+    for one in answers.open():
+        row = reader.marker(one)
+        if row is not None:
+            answers.put(one, _states(reader, row, answers.peers))
+    return time.monotonic() - begun
 
 
 def _states(reader: Reader, row: MarkerRow, peers: Sequence[str]) -> dict[str, State]:
@@ -97,9 +105,9 @@ def _states(reader: Reader, row: MarkerRow, peers: Sequence[str]) -> dict[str, S
 
 
 @contextmanager
-def _shown(reader: Reader, answers: Answers, *, tell: bool) -> Iterator[Callable[[bool], None]]:
-    """A function that shows how far it is, told whether that is the last time: a table that changes on a terminal,
-    elsewhere one line for each peer once it has answered of all."""
+def _shown(reader: Reader, answers: Answers, *, tell: bool) -> Iterator[Show]:
+    """How to show how far it is: a table that changes on a terminal, elsewhere one line for each peer once it has
+    answered of all."""
     if not tell:
         yield lambda _last: None
     elif on_terminal(sys.stdout):
@@ -118,7 +126,7 @@ def _shown(reader: Reader, answers: Answers, *, tell: bool) -> Iterator[Callable
 
 
 @contextmanager
-def _table(reader: Reader, answers: Answers) -> Iterator[Callable[[bool], None]]:
+def _table(reader: Reader, answers: Answers) -> Iterator[Show]:
     from rich.console import Console
     from rich.live import Live
     from rich.table import Table
