@@ -112,6 +112,14 @@ def test_on_a_terminal_it_is_a_table_that_changes(nodes: Nodes) -> None:
         terminal.until(r"node-c +up +4 of 4", timeout_s=50.0)
 
 
+def test_what_another_target_of_a_peer_confirmed_does_not_count(nodes: Nodes) -> None:
+    elsewhere = peer_table("node-c", nodes.c, nodes.c.root / "elsewhere")
+    nodes.agent.write_settings([peer_table("node-b", nodes.b), elsewhere])  # which the agent has not taken up
+    done = nodes.agent.run("mark", *SPAN, "--wait", "--timeout", "1", expect=3)
+    assert "not confirmed by node-c: 4 not on its way yet" in done.stderr
+    assert "node-b: 4 confirmed" in done.stdout
+
+
 def test_without_an_agent_nobody_is_waited_for(nodes: Nodes) -> None:
     assert nodes.agent.stop() == 0
     done = nodes.agent.run("mark", *SPAN, "--wait", expect=3)

@@ -14,6 +14,7 @@ from tombsync import errors
 from tombsync.cli.common import agent_runs, exit_code, on_terminal, open_reader, say, tell_error, warn
 from tombsync.cli.mark.answers import Answers
 from tombsync.cli.mark.hiding import Hiding, Result
+from tombsync.config import Settings
 from tombsync.index import MarkerRow, PeerRow, Reader
 from tombsync.names import printable
 from tombsync.plan import State
@@ -54,11 +55,11 @@ def await_peers(hiding: Hiding, results: Sequence[Result], patience: Patience, *
         if not agent_runs(hiding.settings):
             raise errors.AgentNotRunning(hiding.settings.state_dir)
         if hiding.agent is not None:
-            _watch(hiding.agent, answers, patience.timeout_s, tell=tell)
+            _watch(hiding.settings, hiding.agent, answers, patience.timeout_s, tell=tell)
         else:  # it came up after the marks, or is just making its index
             reader = open_reader(hiding.settings)
             try:
-                _watch(reader, answers, patience.timeout_s, tell=tell)
+                _watch(hiding.settings, reader, answers, patience.timeout_s, tell=tell)
             finally:
                 reader.close()
     except errors.TombsyncError as exc:  # what was marked is marked all the same
@@ -73,27 +74,35 @@ def await_peers(hiding: Hiding, results: Sequence[Result], patience: Patience, *
     return True
 
 
-def _watch(reader: Reader, answers: Answers, timeout_s: float, *, tell: bool) -> None:
+def _watch(settings: Settings, reader: Reader, answers: Answers, timeout_s: float, *, tell: bool) -> None:
     """Raises NotAllConfirmed."""
     deadline = time.monotonic() + timeout_s
-    took_s = _look(reader, answers)
+    took_s = _look(settings, reader, answers)
     with _shown(reader, answers, tell=tell) as show:
         while answers.open() and time.monotonic() < deadline:
             show(False)
             time.sleep(min(max(0.0, deadline - time.monotonic()), max(_LOOK_S, _REST * took_s)))
-            took_s = _look(reader, answers)
+            took_s = _look(settings, reader, answers)
         show(True)
     if lacking := answers.lacking():
         raise errors.NotAllConfirmed(tuple(f"{peer}: {line(answers, peer)}" for peer in lacking), HOW_TO_LOOK)
 
 
-def _look(reader: Reader, answers: Answers) -> float:
-    """Ask the index about what is open, and how long that took."""
+def _look(settings: Settings, reader: Reader, answers: Answers) -> float:
+    """Ask the index about what is open, and how long that took.
+
+    A peer counts only as the settings have it now: what another target confirmed says nothing of this one.
+    """
+    from tombsync.daemon import target_text  # not above: it brings the SSH library with it
+
     begun = time.monotonic()
+    known = {row.name: row.target for row in reader.peers()}
+    same = {peer.name for peer in settings.peers if known.get(peer.name) == target_text(peer)}
     for one in answers.open():
         row = reader.marker(one)
         if row is not None:
-            answers.put(one, _states(reader, row, answers.peers))
+            states = _states(reader, row, answers.peers)
+            answers.put(one, {peer: state for peer, state in states.items() if peer in same})
     return time.monotonic() - begun
 
 
