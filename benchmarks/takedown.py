@@ -46,7 +46,7 @@ def main() -> None:
         taken = {}
         for name, hours in (("few hours", _SMALL_HOURS), ("large tree", options.hours)):
             root = trees.kept(base, hours, options.per_hour)
-            (place, *_) = sorted(root.glob("*/*"))
+            (place, *_) = sorted(root.glob("desertbus/*"))
             numbers = sorted(hour_number(path.name) for path in place.iterdir())
             hour = hour_text(numbers[len(numbers) // 2])
             for what, end in (("20 s", "30:20"), ("an hour", None)):

@@ -351,6 +351,8 @@ def test_links_are_not_followed_and_told(node: Node) -> None:
     done = node.mark(*SPAN)
     assert f"{CHANNEL}/alias is a link" in done.stderr and "160p/2019-11-13T03 is a link" in done.stderr
     assert "alias" not in done.stdout
+    listed = node.mark("--bad-versions", "--from", f"{MINUTE}:00", "--to", "2019-11-13T03:10")
+    assert f"{CHANNEL}/alias is a link" in listed.stderr and "160p/2019-11-13T03 is a link" in listed.stderr
     refused = node.mark(*SPAN, "--quality", "alias", expect=1)
     assert "links are not followed" in refused.stderr
 

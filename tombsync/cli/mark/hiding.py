@@ -21,6 +21,7 @@ from tombsync.config import Settings
 from tombsync.index import Reader
 from tombsync.names import Hour, Marked, printable
 from tombsync.plan import State
+from tombsync.timeline import Piece
 from tombsync.tree import Tree, identities
 
 _HIDDEN_WITHIN_S = 2.0  # how long to wait for a running agent to say so; it takes about a millisecond
@@ -134,6 +135,16 @@ class Hiding:
         if self.agent is not None and self._patient and not _await_hidden(result, marked, self.agent):
             self._patient = False  # one wait is enough
             warn("the agent has not hidden it in time; `tombsync status` says how it is")
+
+    def hide_file(self, one: Piece) -> Result:
+        """Mark a file that was found in the tree. What keeps it from being marked is told, and noted in the result."""
+        result = Result(one.path, segment=f"{one.hour.path}/{one.stem}", hides=(one.name,))
+        try:
+            self.hide(Marked(one.hour, one.stem), result)
+        except errors.TombsyncError as exc:
+            result.outcome, result.error = "failed", str(exc)
+            tell_error(exc)
+        return result
 
     def let_go(self, results: list[Result]) -> None:
         """What was marked by command is meant: the agent holds one only where it saw the tombstone before its note."""

@@ -12,7 +12,7 @@ from tombsync.cli.mark.hiding import Hiding, Result, confirm, results_json, warn
 from tombsync.cli.mark.note import claimed_actor
 from tombsync.cli.mark.wait import Patience, await_peers, exit_code_of
 from tombsync.config import Settings
-from tombsync.names import Marked, unsafe
+from tombsync.names import unsafe
 from tombsync.takedown.find import Asked, find
 from tombsync.takedown.look import look
 from tombsync.timeline import parse_time, time_text
@@ -119,19 +119,15 @@ def mark_all(hiding: Hiding, moment: Moment, results: list[Result]) -> None:
         for match in matches:
             one = match.piece
             seen.add(one)
-            result = Result(one.path, hides=(one.name,))
-            results.append(result)
-            try:
-                hiding.hide(Marked(one.hour, one.stem), result)
-            except errors.TombsyncError as exc:
-                result.segment, result.outcome, result.error = f"{one.hour.path}/{one.stem}", "failed", str(exc)
-                tell_error(exc)
+            results.append(hiding.hide_file(one))
         if not looks_left:
             return
-        found = find(moment.found.asked, look(hiding.root_fd, moment.found.asked, hiding.known_hidden).files)
-        matches = [match for match in found.marks if match.piece not in seen]
-        if not matches:
+        try:
+            files = look(hiding.root_fd, moment.found.asked, hiding.known_hidden).files
+        except (errors.NothingThere, OSError) as exc:  # what was found is marked, and that has to be told
+            warn(f"whether more arrived meanwhile cannot be seen: {exc}")
             return
+        matches = [match for match in find(moment.found.asked, files).marks if match.piece not in seen]
         for match in matches:
             warn(f"{match.piece.path} arrived meanwhile, and is marked too")
 

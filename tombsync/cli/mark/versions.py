@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tombsync import errors
-from tombsync.cli.common import say, say_json, say_table, tell_error, warn
-from tombsync.cli.mark.hiding import Hiding, Result, confirm, results_json, warn_without_agent
+from tombsync.cli.common import say, say_json, say_table, warn
+from tombsync.cli.mark.hiding import Hiding, confirm, results_json, warn_without_agent
 from tombsync.cli.mark.wait import Patience, await_peers, exit_code_of
 from tombsync.config import Settings
-from tombsync.names import Hour, Marked, hour_text
+from tombsync.names import Hour, hour_text
 from tombsync.takedown.find import CHAT
 from tombsync.takedown.look import Sizes, look_into, qualities, visible
 from tombsync.takedown.versions import Instant, versions
@@ -57,15 +57,7 @@ def mark_versions(
             return 0
         if not yes:
             confirm(len(rest), ask=not as_json)
-        results = []
-        for one in rest:
-            result = Result(one.path, hides=(one.name,))
-            results.append(result)
-            try:
-                hiding.hide(Marked(one.hour, one.stem), result)
-            except errors.TombsyncError as exc:
-                result.segment, result.outcome, result.error = f"{one.hour.path}/{one.stem}", "failed", str(exc)
-                tell_error(exc)
+        results = [hiding.hide_file(one) for one in rest]
         hiding.let_go(results)
         done = sum(result.outcome != "failed" for result in results)
         if not as_json:
@@ -98,7 +90,12 @@ def _of_hours(
         else:
             numbers = range(within[0] // HOUR_US, -(-within[1] // HOUR_US))
         for number in numbers:
-            files = look_into(hiding.root_fd, Hour(channel, quality, number), hiding.known_hidden)
+            hour = Hour(channel, quality, number)
+            try:
+                files = look_into(hiding.root_fd, hour, hiding.known_hidden)
+            except errors.NothingThere:
+                links.append(hour.path)
+                continue
             if files is None:
                 continue
             some = True
@@ -108,7 +105,7 @@ def _of_hours(
             if found := versions(shown, size_of):
                 yield found
     for path in links:
-        warn(f"{path} is a link, so it was not looked into: links are not followed")
+        warn(f"{path} is a link or no directory, so it was not looked into: links are not followed")
     if not some:
         where = f"{channel}/{hour_text(within[0] // HOUR_US)}" if within is not None else channel
         raise errors.NothingThere(where, "no such hour is in the segment tree")
