@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "idle": ("idle --hard-links",),
     "scrape": ("scrape",),
     "closed": ("closed",),
+    "takedown": ("takedown",),
     "burst": ("burst",),
     "soak": ("soak",),
 }

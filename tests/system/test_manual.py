@@ -101,7 +101,7 @@ def test_every_key_of_the_settings_is_in_the_page(field: str, share: Path) -> No
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     (tmp_path / "only-file.ts").touch()
-    (tmp_path / "only-directory").mkdir()
+    (tmp_path / "only-directory" / "desertbus" / "source").mkdir(parents=True)
     (tmp_path / "t.toml").write_text('[[peer]]\nhost = "b.example"\nname = "node-b"\n[[sender]]\nname = "other"\n')
     return tmp_path
 
@@ -116,6 +116,10 @@ COMPLETED = {
     "tombsync peer rot": "tombsync peer rotate",
     "tombsync log --fol": "tombsync log --follow",
     "tombsync mark only-f": "tombsync mark only-file.ts",
+    "tombsync mark --root only-directory --channel dese": "tombsync mark --root only-directory --channel desertbus",
+    "tombsync mark --root only-directory --channel desertbus --quality so": (
+        "tombsync mark --root only-directory --channel desertbus --quality source"
+    ),
     "tombsync check --root only-": "tombsync check --root only-directory/",
     "tombsync peer test --config t.toml no": "tombsync peer test --config t.toml node-b",
 }

@@ -21,7 +21,7 @@ _INTERRUPTED = 130  # as a shell says of a program that Ctrl-C ended
 _COMMANDS = {
     "run": "run:run",
     "check": "check:check",
-    "mark": "mark:mark",
+    "mark": "mark.command:mark",
     "ls": "ls:ls",
     "tombstones": "tombstones:tombstones",
     "status": "status:status",

@@ -15,8 +15,11 @@ from tombsync.errors.inputs import (
     BadName,
     BadSettings,
     BadTime,
+    EmptyRange,
     HidesNothing,
+    LongRange,
     NotConfirmed,
+    NothingInRange,
     NothingThere,
     NotMarkable,
     NotMarked,
@@ -82,6 +85,7 @@ from tombsync.errors.peers import (
 )
 from tombsync.errors.proof import (
     FileRefused,
+    NotAllConfirmed,
     NotDeleted,
     NotPurgeable,
     NotTakenBack,
@@ -90,6 +94,7 @@ from tombsync.errors.proof import (
     SigningFailed,
     UnmarkRefused,
 )
+from tombsync.errors.takedowns import NoTakedown, TakedownUnreadable
 
 __all__ = [
     "EXIT_FAILED",
@@ -105,6 +110,7 @@ __all__ = [
     "BadSettings",
     "BadTime",
     "ConfinementUnavailable",
+    "EmptyRange",
     "FileRefused",
     "FilesWaiting",
     "HidesNothing",
@@ -121,10 +127,13 @@ __all__ = [
     "KeyUnusable",
     "ListenRefused",
     "LoginRefused",
+    "LongRange",
     "NeedsRoot",
     "NoKeyAuthorized",
     "NoOwnKey",
     "NoRecords",
+    "NoTakedown",
+    "NotAllConfirmed",
     "NotConfirmed",
     "NotDeleted",
     "NotMarkable",
@@ -133,6 +142,7 @@ __all__ = [
     "NotPurgeable",
     "NotRootsAlone",
     "NotTakenBack",
+    "NothingInRange",
     "NothingThere",
     "OtherCommandRuns",
     "OtherHostKeyPinned",
@@ -159,6 +169,7 @@ __all__ = [
     "SshdNotJailing",
     "SshdRefused",
     "StateRefused",
+    "TakedownUnreadable",
     "TombsyncError",
     "TooManyHours",
     "TreeRefused",

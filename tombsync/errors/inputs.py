@@ -30,6 +30,45 @@ class BadTime(TombsyncError):
 
 
 @dataclass(eq=False)
+class EmptyRange(TombsyncError):
+    """A span of time that ends before it begins, or as it does. Both as people read them, UTC."""
+
+    start: str
+    end: str
+    hint: str = "--from is the first moment that must go, --to the first that may stay"
+
+    def __str__(self) -> str:
+        return f"the range ends at {self.end}, which is not after its start {self.start}"
+
+
+@dataclass(eq=False)
+class LongRange(TombsyncError):
+    """A takedown of so much time that it is more likely a slip."""
+
+    duration_s: float
+    most_s: int
+    hint: str = "check both times; where so much is meant, look at it with --dry-run, then add --long"
+
+    def __str__(self) -> str:
+        return f"the range is {self.duration_s:.0f} s long, more than the {self.most_s} s that need no --long"
+
+
+@dataclass(eq=False)
+class NothingInRange(TombsyncError):
+    """A takedown of a span of time in which nothing can be marked."""
+
+    channel: str
+    start: str
+    end: str
+    hint: str = (
+        "check the times (UTC unless they have an offset) and the qualities; --sticky takes down what is not here yet"
+    )
+
+    def __str__(self) -> str:
+        return f"nothing of {self.channel} that can be marked carries any part of {self.start} to {self.end}"
+
+
+@dataclass(eq=False)
 class OutsideRoot(TombsyncError):
     """A path that does not lie in the segment tree."""
 

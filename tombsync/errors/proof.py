@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tombsync.errors.base import TombsyncError
+from tombsync.errors.base import EXIT_IN_PART, TombsyncError
 
 
 @dataclass(eq=False)
@@ -18,6 +18,18 @@ class PurgeBlocked(TombsyncError):
 
     def __str__(self) -> str:
         return "\n".join(["nothing was deleted, as not every node has said now that it is safe:", *self.reasons])
+
+
+@dataclass(eq=False)
+class NotAllConfirmed(TombsyncError):
+    """What was marked is not confirmed by every peer in the time that was given; one line for each that lacks some."""
+
+    peers: tuple[str, ...]
+    hint: str = ""
+    exit_code = EXIT_IN_PART
+
+    def __str__(self) -> str:
+        return "\n".join(f"not confirmed by {peer}" for peer in self.peers)
 
 
 @dataclass(eq=False)
