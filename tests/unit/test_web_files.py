@@ -337,6 +337,8 @@ def test_tombstones_since(archive: Archive, web: FlaskClient) -> None:
         since = f"/api/v1/tombstones?limit={limit}&since={iso(NOW_NS + 120_000_000_000)}"
         found, _ = all_pages(web, since, "tombstones")
         assert [one["hidden_at"] for one in found] == [iso(at_ns[4]), iso(at_ns[2])]
+    assert len(all_pages(web, "/api/v1/tombstones?since=0001-01-01T00", "tombstones")[0]) == 5
+    assert all_pages(web, "/api/v1/tombstones?since=9999-12-31T23", "tombstones") == ([], 1)
     for bad in ("since=x", "since=", "cursor=0", "cursor=x", "limit=0", "limit=1001"):
         assert ask(web, f"/api/v1/tombstones?{bad}")[0] == 400
 

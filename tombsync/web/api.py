@@ -25,6 +25,7 @@ DEFAULT_SEGMENTS = 1_000
 MOST_TOMBSTONES = 1_000
 DEFAULT_TOMBSTONES = 100
 _MAX_KEY_DIGITS = 18  # SQLite's keys have 63 bits
+_MAX_NS = 2**63 - 1  # SQLite's integers, and the year 2262
 _STATUS = "/api/v1/status"
 
 
@@ -76,7 +77,7 @@ def api_blueprint(knowledge: Callable[[], Knowledge], turns: Turns) -> Blueprint
     @in_turn(turns)
     def tombstones() -> Response:
         since = argument("since")
-        since_ns = wall_ns(parse_time(since)) if since is not None else 0
+        since_ns = min(max(0, wall_ns(parse_time(since))), _MAX_NS) if since is not None else 0
         limit = number("limit", default=DEFAULT_TOMBSTONES, most=MOST_TOMBSTONES)
         below = number("cursor", default=0, most=10**_MAX_KEY_DIGITS - 1) or None
         page = knowledge().tombstones(since_ns, below=below, limit=limit)
