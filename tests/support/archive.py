@@ -65,6 +65,10 @@ class Archive:
             os.utime(directory, ns=(NOW_NS, NOW_NS))  # long ago, as what comes within the same tick would not be seen
             self.writer.apply([HourListed(hour, NOW_NS, b"digest", 1, settled=True, edits=edits)])
 
+    def open(self) -> None:
+        """Write to the index again."""
+        self.writer = Writer(index_path(str(self.state_dir)))
+
     def close(self) -> None:
         """Close the index."""
         self.writer.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -13,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.archive import Archive
-from tests.support.index import BAD_UTF8, HASH, HOUR, NEXT_HOUR, ODD_NAMES, stem_of
-from tests.support.trees import listed
+from tests.support.index import BAD_UTF8, HASH, HOUR, NEXT_HOUR, ODD_NAMES, said, start_python, stem_of
+from tests.support.trees import listed, need_root
 from tombsync import errors
 from tombsync.client import Client, OpenIndex, open_client
 from tombsync.index import Reader, index_path, set_aside
@@ -238,13 +239,10 @@ def test_an_index_that_is_set_aside_is_not_read_any_more(archive: Archive, clien
     archive.close()
     set_aside(index_path(str(archive.state_dir)))
     assert read(client) == (["a.ts", "b.ts"], False)  # nothing knows of the mark, as no tombstone stands there
-    made = Archive.__new__(Archive)
-    made.root, made.state_dir = archive.root, archive.state_dir
-    made.writer = type(archive.writer)(index_path(str(archive.state_dir)))
-    made.adopt()
-    made.settle(HOUR)
+    archive.open()
+    archive.adopt()
+    archive.settle(HOUR)
     assert read(client) == (["a.ts", "b.ts"], True)
-    made.close()
 
 
 def test_an_index_that_is_exchanged_during_a_question_is_asked_again(archive: Archive) -> None:
@@ -273,3 +271,49 @@ def test_a_damaged_index_is_told_and_not_passed_over(archive: Archive, client: C
     path.write_bytes(b"nothing of ours" * 1000)
     with pytest.raises(errors.IndexDamaged):
         read(client)
+
+
+# -- another account --------------------------------------------------------------------------------------------------
+
+ASK_AS_NOBODY = """
+import os, sys
+from tombsync.client import Client
+os.setgroups([])
+os.setgid(0)
+os.setuid(65534)
+with Client(sys.argv[1], sys.argv[2]) as client:
+    for line in sys.stdin:
+        names, from_index = client.hour_names(*line.split())
+        print("index" if from_index else "directory", *names, flush=True)
+"""
+
+
+def test_an_account_of_the_group_reads_on_while_agents_come_and_go() -> None:
+    """It may not write beside the index, and so opens one at rest as a file that never changes."""
+    need_root()
+    with tempfile.TemporaryDirectory() as base:
+        Path(base).chmod(0o755)
+        archive = Archive(Path(base))
+        archive.state_dir.chmod(0o750)
+        archive.make(HOUR, "a.ts", "b.ts", "c.ts", "d.ts")
+        archive.settle(HOUR)
+        archive.close()
+        with start_python(ASK_AS_NOBODY, archive.root, archive.state_dir) as process:
+
+            def told() -> str:
+                assert process.stdin is not None
+                process.stdin.write(f"{HOUR.channel} {HOUR.quality} {HOUR.text}\n")
+                process.stdin.flush()
+                return said(process)
+
+            assert told() == "index a.ts b.ts c.ts d.ts"  # as a file that does not change
+            for stem_, rest in (("a", "b.ts c.ts d.ts"), ("b", "c.ts d.ts")):
+                archive.open()
+                assert f"{stem_}.ts" in told()
+                archive.mark(HOUR, stem_)
+                assert told() == f"directory {rest}"
+                archive.settle(HOUR)
+                assert told() == f"index {rest}"
+                archive.close()
+                assert told() == f"index {rest}"
+            process.communicate()
