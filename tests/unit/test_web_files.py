@@ -186,8 +186,9 @@ def test_what_cannot_be_read_is_no_empty_listing(archive: Archive, web: FlaskCli
     assert ask(web, "/files/loop") == (200, [])  # a link is not followed, wherever it leads
     archive.close()
     Path(index_path(str(archive.state_dir))).write_bytes(b"x" * 5000)
-    status, document = ask(web, FILES)
-    assert (status, document["error"]) == (503, "Service Unavailable")
+    for path in (FILES, f"{SPAN}&start=2019-11-13T02&end=2019-11-13T03"):
+        status, document = ask(web, path)
+        assert (status, document["error"]) == (503, "Service Unavailable")
     assert web.get(FILES).headers["Retry-After"] == "5"
 
 
@@ -279,6 +280,15 @@ def test_pages_are_one_answer_in_parts(archive: Archive, web: FlaskClient, limit
     assert len(files) == len({one["path"] for one in files})
     assert count >= len(files) / limit
     assert whole.count(None) == (0 if best == "false" else 1 + 2 * 6 + 2)
+
+
+def test_a_long_page_is_a_stream_and_gives_its_turn_back(archive: Archive, web: FlaskClient) -> None:
+    archive.make(HOUR, *(f"{stem(second)}.ts" for second in range(0, 3600, 2)))
+    for _ in range(10):  # more than there are turns
+        with web.get(f"{SPAN}&start=2019-11-13T02&end=2019-11-13T03&limit=10000") as answer:
+            assert answer.is_streamed
+            assert len(json.loads(answer.get_data())["segments"]) == 1800
+        web.get(f"{SPAN}&start=2019-11-13T02&end=2019-11-13T03&limit=10000").close()  # by who reads none of it
 
 
 def test_a_span_of_years_with_nothing_in_it_ends(web: FlaskClient) -> None:
