@@ -165,11 +165,12 @@ def test_the_segments_of_a_span(archive: Archive, client: Client) -> None:
     assert [one.start.second + one.start.microsecond / 1e6 for one in found] == [9.999999, 10, 15, 18, 19.999999]
     assert found[1].path == f"{HOUR.path}/{stem(10)}.ts"
     assert found[1].end - found[1].start == timedelta(seconds=2)
-    for start, end in [
+    spans: list[tuple[str | datetime, str | datetime]] = [
         (datetime(2019, 11, 13, 2, 0, 10), datetime(2019, 11, 13, 2, 0, 20)),
         (datetime(2019, 11, 13, 2, 0, 10, tzinfo=UTC), datetime(2019, 11, 13, 2, 0, 20, tzinfo=UTC)),
         (datetime(2019, 11, 13, 4, 0, 10, tzinfo=timezone(timedelta(hours=2))), "2019-11-13T03:00:20+01:00"),
-    ]:
+    ]
+    for start, end in spans:
         assert list(client.segments("desertbus", "source", start, end)) == found
 
 

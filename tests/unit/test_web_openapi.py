@@ -6,6 +6,7 @@ import json
 import urllib.request
 from collections.abc import Iterator
 from importlib import resources
+from typing import Any
 
 import pytest
 import schemathesis
@@ -63,7 +64,7 @@ api = schemathesis.openapi.from_dict(DESCRIPTION)
 @api.parametrize()
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @pytest.mark.timeout(300)
-def test_every_answer_is_one_that_is_described(case: schemathesis.Case, served: WebServer) -> None:
+def test_every_answer_is_one_that_is_described(case: schemathesis.Case[Any], served: WebServer) -> None:
     # Neither an order of two times nor what makes a name of an hour or a cursor can be said in a schema.
     free = case.operation.definition.raw["operationId"].removesuffix("Head") in ("segments", "status", "statusOfStem")
     case.call_and_validate(base_url=base_url(served), excluded_checks=[positive_data_acceptance] if free else [])
