@@ -291,6 +291,15 @@ def test_a_long_page_is_a_stream_and_gives_its_turn_back(archive: Archive, web: 
         web.get(f"{SPAN}&start=2019-11-13T02&end=2019-11-13T03&limit=10000").close()  # by who reads none of it
 
 
+def test_the_ends_of_the_calendar(archive: Archive, web: FlaskClient) -> None:
+    last = HOUR._replace(number=hour_number("9999-12-31T23"))
+    archive.make(last, f"59:59.000000-99999.0-full-{HASH}.ts")
+    assert ask(web, f"{SPAN}&start=0001-01-01T00&end=0001-01-01T01") == (200, {"segments": [], "next": None})
+    _, found = ask(web, f"{SPAN}&start=9999-12-31T23:00&end=9999-12-31T23:59:59.9")
+    assert [one["end"] for one in found["segments"]] == ["9999-12-31T23:59:59.999999Z"]
+    assert ask(web, f"{SPAN}&start=0001-01-01T00&end=0001-01-01T00:30%2B02:00")[0] == 400
+
+
 def test_a_span_of_years_with_nothing_in_it_ends(web: FlaskClient) -> None:
     found, count = all_pages(web, f"{SPAN}&start=2019-01-01T00&end=2020-01-01T00", "segments")
     assert (found, count) == ([], 88)
