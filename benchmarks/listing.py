@@ -159,7 +159,7 @@ def main() -> None:
             await_true(lambda: b"Read: index" in asker.ask(path)[0], "the hour to settle", within_s=60, pause_s=0.2)
             head, length = asker.ask(path)
             report.note(f"an answer has {length} bytes")
-            etag = next(line for line in head.decode().splitlines() if line.startswith("ETag"))
+            etag = next(line for line in head.decode().splitlines() if line.lower().startswith("etag:"))
             asker.close()
             add("index", answers(agent, path, options.asks, of=b"Read: index"))
             unchanged = f"If-None-Match: {etag.partition(': ')[2]}\r\n"
