@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import schemathesis
+from flask import Flask
 from hypothesis import HealthCheck, settings
 from prometheus_client import CollectorRegistry, make_wsgi_app
 from schemathesis.specs.openapi.checks import positive_data_acceptance
@@ -25,8 +26,8 @@ PEERS = {"node-b"}
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebServer]:
-    """A server with something to tell of each kind."""
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flask]:
+    """An application with something to tell of each kind."""
     archive = Archive(tmp_path_factory.mktemp("archive"), peers=PEERS)
     odd_names = [name for name in ODD_NAMES if name != BAD_UTF8]  # whose surrogates this tool takes for no JSON
     archive.make(HOUR, *(f"{stem_of(second)}.ts" for second in range(0, 60, 2)), *(f"{name}.ts" for name in odd_names))
@@ -42,7 +43,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebServer]:
         peer_names=lambda: PEERS,
         counts=lambda: {1: {State.PENDING: 5}},
     )
-    app = build_app(
+    yield build_app(
         metrics_app=make_wsgi_app(CollectorRegistry()),
         health=dict,
         ready=lambda: True,
@@ -50,12 +51,17 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebServer]:
         stale_after_s=1.0,
         blueprints=pages.blueprints(),
     )
+    pages.close()
+    archive.close()
+
+
+@pytest.fixture(scope="module")
+def served(app: Flask) -> Iterator[WebServer]:
+    """The same behind a real server."""
     server = WebServer(app, "127.0.0.1:0")
     server.start()
     yield server
     assert server.close()
-    pages.close()
-    archive.close()
 
 
 api = schemathesis.openapi.from_dict(DESCRIPTION)
@@ -80,10 +86,6 @@ def test_the_server_gives_the_description_itself(served: WebServer) -> None:
         assert json.loads(answer.read()) == DESCRIPTION
 
 
-def test_every_route_is_described(served: WebServer) -> None:
-    app = served._app
-    routes = {
-        rule.rule.replace("<", "{").replace(">", "}")
-        for rule in app.url_map.iter_rules()  # type: ignore[attr-defined] # a Flask application
-    }
+def test_every_route_is_described(app: Flask) -> None:
+    routes = {rule.rule.replace("<", "{").replace(">", "}") for rule in app.url_map.iter_rules()}
     assert routes - {"/metrics", "/healthz", "/readyz"} == set(DESCRIPTION["paths"])
