@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "scrape": ("scrape",),
     "closed": ("closed",),
     "takedown": ("takedown",),
+    "listing": ("listing",),
     "burst": ("burst",),
     "soak": ("soak",),
 }

@@ -18,6 +18,7 @@ from tombsync import __version__, config, confine, errors
 from tombsync.audit import Audit, Event, open_audit
 from tombsync.daemon.crew import STALLED_AFTER_S, Crew
 from tombsync.daemon.ending import stop_workers
+from tombsync.daemon.pages import Pages, pages_of
 from tombsync.daemon.parts import (
     believe_root,
     full_interval_s,
@@ -185,17 +186,20 @@ class Agent:
         metrics.ask(sources)
         auth = Auth(tree, path)
         stack.callback(auth.close)
+        pages = pages_of(
+            node=settings.node, root=tree.root, state_dir=settings.state_dir, pushers=pushers, writer=writer
+        )
         app = build_app(
             metrics_app=metrics.wsgi_app,
             health=crew.beats.ages_s,
             ready=rescan.first_done.is_set,
             ready_detail=lambda: describe(guard, rescan),
             stale_after_s=STALLED_AFTER_S,
-            blueprints=[auth.blueprint],
+            blueprints=[*pages.blueprints(), auth.blueprint],
         )
         server = WebServer(app, settings.http.listen, on_turn=lambda: crew.beats.beat("http"))
         server.start()
-        stack.callback(server.close)
+        stack.callback(_close_http, server, pages)
         stack.callback(checkpointer.close)
         stack.callback(stop_workers, crew, pushers, watch, rescan, mailbox, inbox)
         first: list[Worker] = [checkpointer, intake]
@@ -288,6 +292,11 @@ class Agent:
     def stop(self) -> None:
         """End `run`; from any thread."""
         self._signals.stop()
+
+
+def _close_http(server: WebServer, pages: Pages) -> None:
+    if server.close():  # else a thread may still use what it answers from
+        pages.close()
 
 
 def _tell_confinement(audit: Audit, confinement: confine.Confinement | errors.ConfinementUnavailable) -> None:

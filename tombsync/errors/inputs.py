@@ -30,18 +30,6 @@ class BadTime(TombsyncError):
 
 
 @dataclass(eq=False)
-class EmptyRange(TombsyncError):
-    """A span of time that ends before it begins, or as it does. Both as people read them, UTC."""
-
-    start: str
-    end: str
-    hint: str = "--from is the first moment that must go, --to the first that may stay"
-
-    def __str__(self) -> str:
-        return f"the range ends at {self.end}, which is not after its start {self.start}"
-
-
-@dataclass(eq=False)
 class LongRange(TombsyncError):
     """A takedown of so much time that it is more likely a slip."""
 
@@ -66,6 +54,28 @@ class NothingInRange(TombsyncError):
 
     def __str__(self) -> str:
         return f"nothing of {self.channel} that can be marked carries any part of {self.start} to {self.end}"
+
+
+class EmptySpan(TombsyncError):
+    """A span of time that does not end after it begins."""
+
+    start: str
+    end: str
+    hint: str = "name the earlier time first"
+
+    def __str__(self) -> str:
+        return f"{self.end} is not after {self.start}"
+
+
+@dataclass(eq=False)
+class BadCursor(TombsyncError):
+    """A place in a paged answer that no page has named."""
+
+    text: str
+    hint: str = "take `next` of the page before as it is, or begin without one"
+
+    def __str__(self) -> str:
+        return f"{self.text!r} is no cursor of this answer"
 
 
 @dataclass(eq=False)

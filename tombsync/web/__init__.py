@@ -1,7 +1,10 @@
 """The read side over HTTP: a WSGI server of few threads, and the application on it."""
 
+from tombsync.web.api import TombstonePage, api_blueprint
 from tombsync.web.app import build_app
 from tombsync.web.auth import Auth
+from tombsync.web.files import files_blueprint
 from tombsync.web.server import WebServer
+from tombsync.web.turns import Turns
 
-__all__ = ["Auth", "WebServer", "build_app"]
+__all__ = ["Auth", "TombstonePage", "Turns", "WebServer", "api_blueprint", "build_app", "files_blueprint"]

@@ -20,6 +20,7 @@ from tombsync.tree import Takedown, new_takedown_id, write_takedown
 
 MOST_S = 3600  # longer ones need --long: they are more likely a slip in a time
 _SECOND_US = 1_000_000
+_ENDS = "--from is the first moment that must go, --to the first that may stay"
 _MOST_REASON = 4096  # characters that a record takes
 # What arrives while the first is being marked is looked for again; what goes on arriving is for --sticky.
 _LOOKS = 3
@@ -52,10 +53,10 @@ def require_parts(channel: str, qualities: Sequence[str]) -> None:
 
 
 def span(start: str, end: str) -> tuple[int, int]:
-    """Both ends of a range. Raises BadTime, EmptyRange."""
+    """Both ends of a range. Raises BadTime, EmptySpan."""
     start_us, end_us = parse_time(start), parse_time(end)
     if end_us <= start_us:
-        raise errors.EmptyRange(time_text(start_us), time_text(end_us))
+        raise errors.EmptySpan(time_text(start_us), time_text(end_us), _ENDS)
     return start_us, end_us
 
 
