@@ -56,6 +56,7 @@ class NothingInRange(TombsyncError):
         return f"nothing of {self.channel} that can be marked carries any part of {self.start} to {self.end}"
 
 
+@dataclass(eq=False)
 class EmptySpan(TombsyncError):
     """A span of time that does not end after it begins."""
 
