@@ -154,8 +154,16 @@ class World:
         return set()
 
     def told(self, event: str) -> Counter[str]:
-        """How often the journal has told this of each stem."""
-        return Counter(record["TOMBSYNC_SEGMENT"].rpartition("/")[2] for record in self.agent.records(event))
+        """How often the journal has told this of each stem; what is said to be a repetition, perhaps, does not count."""
+        return Counter(
+            record["TOMBSYNC_SEGMENT"].rpartition("/")[2]
+            for record in self.agent.records(event)
+            if "TOMBSYNC_PERHAPS_TOLD_BEFORE" not in record
+        )
+
+    def hidden_told(self) -> set[str]:
+        """The stems of which the journal says, once or more, that they are hidden."""
+        return {record["TOMBSYNC_SEGMENT"].rpartition("/")[2] for record in self.agent.records("hidden")}
 
     # -- what must hold -----------------------------------------------------------------------------------------------
 

@@ -36,7 +36,7 @@ from tombsync.cli.mark import claimed_actor
 from tombsync.cli.progress import Bar
 from tombsync.cli.records import Records
 from tombsync.cli.release import held_rows
-from tombsync.cli.segments import ask_peers, named_markers
+from tombsync.cli.segments import ask_peers, kept_the_place, named_markers
 from tombsync.config import Settings
 from tombsync.index import MarkerRow, Reader
 from tombsync.names import Hour, printable
@@ -176,8 +176,8 @@ def _elsewhere(settings: Settings, reader: Reader, rows: Sequence[MarkerRow]) ->
     from tombsync.proof import held_elsewhere
 
     sent = [row for row in rows if row.pushable]  # no other name may cross a border, and none was sent
-    heard = ask_peers(settings, reader, settings.peers, sent)
-    return {each.peer: why for each, asked in heard if (why := held_elsewhere(each, asked))}
+    heard, kept = ask_peers(settings, reader, settings.peers, sent, with_witnesses=True), kept_the_place(reader)
+    return {each.peer: why for each, asked in heard if (why := held_elsewhere(each, asked, kept_the_place=kept))}
 
 
 def _refuse(reasons: Sequence[str]) -> None:
