@@ -7,8 +7,8 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from datetime import UTC, datetime
+from functools import lru_cache
 from itertools import takewhile
 
 from tombsync import precedence
@@ -138,13 +138,13 @@ class Intake:
         self._metrics.missed_by_watch.inc(len(due))
 
     def _note_written(self) -> None:
-        """Let the next transaction keep up to where the journal has it: a record that was only queued is lost by a kill."""
+        """Let the next transaction keep up to where the journal has it: a kill loses what was only queued."""
         written = self._audit.written
         while self._telling and self._telling[0][0] <= written:
             _, self._writer.told_up_to = self._telling.popleft()
 
     def _tell_again(self) -> None:
-        """What a life before this one committed, and may not have told: it was killed, or the journal did not take it."""
+        """What a life before this one committed, and may not have told: by a kill, or a journal that took nothing."""
         while rows := self._writer.untold(above=self._above, limit=TRANSACTION_ROWS):
             for hidden in rows:
                 accepted = self._tell_one_again(hidden)

@@ -154,7 +154,7 @@ class World:
         return set()
 
     def told(self, event: str) -> Counter[str]:
-        """How often the journal has told this of each stem; what is said to be a repetition, perhaps, does not count."""
+        """How often the journal has told this of each stem, without what may be a repetition and says so."""
         return Counter(
             record["TOMBSYNC_SEGMENT"].rpartition("/")[2]
             for record in self.agent.records(event)

@@ -51,9 +51,15 @@ class Journal(Audit):
     def __init__(self) -> None:
         self.changes = 0
 
-    def record(self, event: Event, message: str, **fields: Any) -> None:
+    def record(self, event: Event, message: str, **fields: Any) -> int:
         if event is not Event.RESCAN_COMPLETED:
             self.changes += 1
+        return self.changes
+
+    @property
+    def written(self) -> int:
+        """All of them, at once."""
+        return self.changes
 
 
 class TurnedMailbox(Mailbox):

@@ -44,14 +44,14 @@ def forget_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def hide_in_every_hour(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tombstone hides its stem in other hours, too."""
-    monkeypatch.setattr(reader, "HIDDEN_STEMS", "(SELECT stem FROM marker GROUP BY stem HAVING max(gen) % 2 = 0)")
+    monkeypatch.setattr(hours, "HIDDEN_STEMS", "(SELECT stem FROM marker GROUP BY stem HAVING max(gen) % 2 = 0)")
 
 
 def hide_what_begins_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tombstone hides every stem that begins with its own, too."""
     begins = "substr(s.stem, 1, length(m.stem)) = m.stem"
     monkeypatch.setattr(
-        reader,
+        hours,
         "HIDDEN_STEMS",
         f"(SELECT s.stem FROM segment s JOIN marker m ON m.hour = s.hour AND {begins}"
         " WHERE s.hour = ?1 GROUP BY s.stem, m.stem HAVING max(m.gen) % 2 = 0)",

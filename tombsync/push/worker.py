@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import select
 import time
 from collections import deque
@@ -19,6 +18,7 @@ from tombsync.metrics import Metrics
 from tombsync.names import printable
 from tombsync.peers import MANY, Answer, Connector, HostKeyHalt, Session
 from tombsync.plan import State
+from tombsync.push.attempts import Attempts
 from tombsync.push.canary import Canary
 from tombsync.push.queue import Queue
 from tombsync.work import IDLE_WAIT_S, TRANSACTION_ROWS, WAIT_S, Mailbox
@@ -71,11 +71,8 @@ class Pusher:
         self._stopped = False
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         # the peer as a whole
-        self._failures = 0
-        self._down_since: float | None = None  # of the failures in a row
-        self._up_since = 0.0
+        self._attempts = Attempts()
         self._last_reason = ""
-        self._attempt_at = 0.0
         self._halt = HostKeyHalt(connector.target.known_hosts)
         self._heard_at = 0.0
         self._canary = Canary(self.peer_name, audit)
@@ -153,8 +150,8 @@ class Pusher:
         if session is None:
             if not believed:
                 self._wait(WAIT_S)
-            elif now < self._attempt_at:
-                self._wait(min(WAIT_S, self._attempt_at - now))
+            elif now < self._attempts.next_at:
+                self._wait(min(WAIT_S, self._attempts.next_at - now))
             elif self._halt.lifted():
                 self._connect(now)
             else:
@@ -218,33 +215,30 @@ class Pusher:
             if isinstance(exc, HostKeyChanged):
                 self._halt.begin()
                 self._last_reason = ""  # each attempt after a correction is told
-            self._fail(exc, now + time.monotonic() - begun)
+            self._attempts.failed(now + time.monotonic() - begun)
+            self._tell_down(exc)
             return
         if self._stopped:
             return
         self._last_reason = ""
-        self._heard_at = self._up_since = now + time.monotonic() - begun
+        self._heard_at = now + time.monotonic() - begun
         self._queue.begin_again()
         self._mailbox.put_urgent(PeerReport(self.peer, up=True, at_ns=time.time_ns()))
-        text = f"{self.peer_name} is {'connected' if self._down_since is None else 'back'}"
+        text = f"{self.peer_name} is {'back' if self._attempts.down else 'connected'}"
         self._audit.record(Event.PEER_UP, text, peer=self.peer_name)
+        self._attempts.reached(self._heard_at)
 
     def _lose(self, exc: PeerError, now: float) -> None:
         session, self._session = self._session, None
         if session is not None:
             session.close()
-        if now - self._up_since >= plan.BACKOFF_LAST_S:  # else sessions that end at once would be tried without a pause
-            self._failures, self._down_since = 0, None
+        self._attempts.lost(now)
         self._queue.lost()
-        self._fail(exc, now)
+        self._tell_down(exc)
 
-    def _fail(self, exc: PeerError, now: float) -> None:
+    def _tell_down(self, exc: PeerError) -> None:
         if self._stopped:
             return
-        self._failures += 1
-        if self._down_since is None:
-            self._down_since = now
-        self._attempt_at = now + plan.backoff_s(self._failures, now - self._down_since, random=random.random())
         self._metrics.push_failures.labels(self.peer_name, exc.reason).inc()
         error = f"{exc.what}: {exc.detail}".removesuffix(": ")
         self._mailbox.put_urgent(PeerReport(self.peer, up=False, at_ns=time.time_ns(), error=error))
