@@ -14,7 +14,7 @@ from tests.model.search import repeat, search
 from tests.model.world import Layout, World
 from tombsync import plan
 from tombsync.errors import PeerError
-from tombsync.index import DeliveryOutcomes, Outcome, reader
+from tombsync.index import DeliveryOutcomes, Outcome, hours
 from tombsync.plan import State
 from tombsync.push import Pusher, Queue
 

@@ -808,6 +808,22 @@ def test_an_idle_session_is_pinged_and_a_dead_one_noticed(world: World) -> None:
         assert world.sessions[-1].pings == pings
 
 
+@pytest.mark.parametrize("had_it", [True, False])
+def test_a_root_marker_that_was_seen_is_missed_by_the_next_life_too(world: World, *, had_it: bool) -> None:
+    if had_it:
+        world.peer.make_directory(OWN_DIRECTORY)
+    world.turn(3)
+    world.commit()
+    world.restart()
+    if had_it:
+        world.peer.remove(OWN_DIRECTORY)
+    for _ in range(3):
+        world.turn(3)
+        world.later(CANARY_LOST_AFTER_S / 2)
+    world.turn(3)
+    assert world.journal.count(Event.CANARY_LOST) == had_it
+
+
 def test_a_broken_way_is_told_although_nobody_marks_and_whatever_the_session(world: World) -> None:
     world.peer.make_directory(OWN_DIRECTORY)
     world.turn(3)

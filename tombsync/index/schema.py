@@ -130,10 +130,12 @@ CREATE INDEX delivery_held ON delivery (marker) WHERE {IS_HELD};
 """
 
 # Version 4: of what is recorded, up to which key it is in the journal as well: a fact of that name, and in a marker
-# what was known of it when that was recorded (a statement alone, in which no fact is written).
+# what was known of it when that was recorded (a statement alone, in which no fact is written). And of each peer,
+# whether the root marker of its tree was ever seen there.
 _VERSION_4 = f"""
 ALTER TABLE marker ADD COLUMN told_up_to INTEGER NOT NULL DEFAULT 0;
 INSERT OR REPLACE INTO meta SELECT '{TOLD_UP_TO}', coalesce(max(id), 0) FROM marker;
+ALTER TABLE peer ADD COLUMN marker_seen INTEGER NOT NULL DEFAULT 0;
 """
 
 # One script per version; the index's `user_version` says how many have run.

@@ -13,7 +13,7 @@ from functools import partial
 from tombsync import plan, precedence
 from tombsync.audit import Audit, Event
 from tombsync.errors import HostKeyChanged, PeerError
-from tombsync.index import DeliveryOutcomes, Due, HoldsEnded, Outcome, PeerReport, PeerVerified, Reader
+from tombsync.index import DeliveryOutcomes, Due, HoldsEnded, Outcome, PeerMarkerSeen, PeerReport, PeerVerified, Reader
 from tombsync.metrics import Metrics
 from tombsync.names import printable
 from tombsync.peers import MANY, Answer, Connector, HostKeyHalt, Session
@@ -75,7 +75,10 @@ class Pusher:
         self._last_reason = ""
         self._halt = HostKeyHalt(connector.target.known_hosts)
         self._heard_at = 0.0
-        self._canary = Canary(self.peer_name, audit)
+        self._canary = Canary(
+            self.peer_name, audit, on_marker_seen=lambda: mailbox.put_urgent(PeerMarkerSeen(self.peer))
+        )
+        self._recalled = False
 
     @property
     def canary_age_s(self) -> float:
@@ -133,7 +136,8 @@ class Pusher:
 
     def loop(self, now: float) -> None:
         """Connect when it is time to, or submit what is due and take what was answered."""
-        self._queue.plan_verify(now)
+        if not self._recalled:
+            self._recall(now)
         if self._begin_again:
             self._begin_again = False
             self._queue.begin_again()
@@ -177,6 +181,14 @@ class Pusher:
             self._wait(0.0)  # no wait, but a look: what is fresh overtakes a backlog that is answered without a pause
         else:
             self._wait(self._patience(session, now) if believed else WAIT_S)
+
+    def _recall(self, now: float) -> None:
+        """What an earlier life knew of the peer."""
+        row = next((row for row in self._require_reader().peers() if row.peer == self.peer), None)
+        self._queue.plan_verify(row.verified_at_ns if row is not None else None, now)
+        if row is not None and row.marker_seen:
+            self._canary.insist()
+        self._recalled = True
 
     def _patience(self, session: Session, now: float) -> float:
         if session.outstanding:
