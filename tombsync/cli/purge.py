@@ -41,7 +41,7 @@ _SHOWN = 50
 
 
 @click.command()
-@click.argument("stems", nargs=-1, metavar="[STEM...]")
+@click.argument("stems", nargs=-1, metavar="[STEM...]", shell_complete=complete.marks)
 @place_options
 @click.option(
     "--older-than", callback=seconds_of, metavar="AGE", help="All that was hidden so long ago, like 7d or 12h."

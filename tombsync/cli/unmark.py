@@ -11,6 +11,7 @@ import click
 
 from tombsync import errors
 from tombsync.audit import Event
+from tombsync.cli import complete
 from tombsync.cli.common import (
     Place,
     agent_runs,
@@ -50,7 +51,7 @@ _MOST_REASONS = 5
 
 
 @click.command()
-@click.argument("stems", nargs=-1, metavar="[STEM...]")
+@click.argument("stems", nargs=-1, metavar="[STEM...]", shell_complete=complete.marks)
 @place_options
 @click.option("--held", is_flag=True, help="All that waits for `tombsync release`, as very much was marked at once.")
 @click.option("--reason", default="", metavar="TEXT", help="Why, for the journal.")

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 _DIRECTORY = "requests"
 _SUFFIX = ".json"
 _LEASE = ".lease"  # of a request that is done, and undone when whoever asked dies
+_REFUSED = ".refused"  # of a request that was not done: why
 _T = TypeVar("_T")
 
 
@@ -37,9 +38,10 @@ class _Kind(StrEnum):
     HOLD = "hold"
     RESUME = "resume"
     TAKE_BACK = "take-back"
+    RELOAD = "reload"
 
 
-_WHILE_ALIVE = (_Kind.HOLD, _Kind.TAKE_BACK)
+_WHILE_ALIVE = (_Kind.HOLD, _Kind.TAKE_BACK, _Kind.RELOAD)
 
 
 def request_release(state_dir: str, *, up_to: int, actor: str) -> str:
@@ -78,6 +80,22 @@ def taking_back(state_dir: str, markers: Sequence[int], *, actor: str, reason: s
 
 
 @contextmanager
+def reloading(state_dir: str) -> Iterator[str]:
+    """Ask that the settings are read again. Yields the request's path, gone when they count; see `refused_because`."""
+    with _while_alive(state_dir, {"kind": _Kind.RELOAD}) as path:
+        yield path
+
+
+def refused_because(path: str) -> str:
+    """Why a request was not done, in its block; "" where it was."""
+    try:
+        with open(path + _REFUSED, encoding="utf-8") as file:
+            return file.read()
+    except FileNotFoundError:
+        return ""
+
+
+@contextmanager
 def _while_alive(state_dir: str, document: dict[str, Any]) -> Iterator[str]:
     """A request that counts only as long as whoever asks lives, which the lock on its file tells."""
     fds: list[int] = []
@@ -85,7 +103,7 @@ def _while_alive(state_dir: str, document: dict[str, Any]) -> Iterator[str]:
     try:
         yield path
     finally:
-        for name in (path, path + _LEASE):  # in the order in which the agent renames
+        for name in (path, path + _LEASE, path + _REFUSED):  # in the order in which the agent renames
             with suppress(OSError):
                 os.unlink(name)
         os.close(fds[0])
@@ -149,10 +167,25 @@ class Requests:
         self._is_gone = is_gone
         self._taken: set[str] = set()
         self._held: frozenset[int] = frozenset()  # replaced as a whole
+        self._reloads: list[str] = []
 
     def holds(self, marker: int) -> bool:
         """Whether a command that lives may be taking this mark back; from any thread."""
         return marker in self._held
+
+    def take_reloads(self) -> list[str]:
+        """The requests of a reload that came since this was asked last."""
+        reloads, self._reloads = self._reloads, []
+        return reloads
+
+    @staticmethod
+    def answer(paths: Iterable[str], refused_because: str) -> None:
+        """These are done, or are not for a reason."""
+        for path in paths:
+            if refused_because:
+                with suppress(OSError), open(path + _REFUSED, "x", encoding="utf-8") as file:
+                    file.write(refused_because)
+            _remove(path)
 
     def take(self) -> None:
         """Begin what is asked for."""
@@ -201,6 +234,8 @@ class Requests:
                 yield from (DeliveriesHeld(part, done.one) for part in parts)
             case _Kind.TAKE_BACK:
                 yield from self._take_back(path, document)
+            case _Kind.RELOAD:
+                self._reloads.append(path)  # the supervisor's own
             case kind:
                 raise ValueError(f"no kind of request: {kind!r}")
 
