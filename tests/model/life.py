@@ -139,7 +139,7 @@ class TurnedRescan(Rescan):
         return list(self._due)
 
     def due(self, now: float) -> bool:
-        return self._pass is not None or bool(self._requested) or self._next_at() <= now
+        return self._pass is not None or self._schedule.next_at() <= now
 
     def close(self) -> None:
         if self._visitor is not None:
@@ -244,7 +244,7 @@ class Life:
     def close(self) -> None:
         """What the kernel does at the end of a process, and no more."""
         for pusher in self.pushers.values():
-            pusher._untold.clear()  # a killed process tells nobody
+            pusher._telling._untold.clear()  # a killed process tells nobody
             pusher.close()
         self.rescan.close()
         self.checkpointer.close()

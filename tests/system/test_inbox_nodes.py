@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 
@@ -29,12 +28,6 @@ def chain() -> list[tuple[int, int]]:
 def ring() -> list[tuple[int, int]]:
     """Each delivers to the next one only."""
     return [(number, (number + 1) % NODES) for number in range(NODES)]
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as stack:
-        yield stack
 
 
 class Pushes:

@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -20,15 +19,6 @@ HOUR = "desertbus/source/2019-11-13T02"
 MOST, MASS = 5, 30
 STEMS = [segment_stem(2 * number) for number in range(MASS)]
 AT_ONCE = ("--yes", "--no-wait")
-
-
-@pytest.fixture
-def peers() -> Iterator[list[Sshd]]:
-    with ExitStack() as stack:
-        servers = [stack.enter_context(Sshd()) for _ in range(2)]
-        for server in servers:
-            make_hour(server.root)
-        yield servers
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from tombsync.plan import State
 from tombsync.push.attempts import Attempts
 from tombsync.push.canary import Canary
 from tombsync.push.queue import Queue
+from tombsync.push.telling import Telling
 from tombsync.work import IDLE_WAIT_S, TRANSACTION_ROWS, WAIT_S, Mailbox
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ _GATHER_MS = 2  # answers of a catch-up are taken together, those of some ms (be
 
 class Pusher:
     """A worker. All fields belong to its thread but these: `_wake_fd` is written by any, `_queue` tells by itself what
-    the intake's thread may do, which also appends to `_untold`; any thread appends to `_withdrawals`, and `_session` is
+    the intake's thread may do, which also adds to `_telling`; any thread appends to `_withdrawals`, and `_session` is
     read by `stop` to close it.
     """
 
@@ -64,10 +65,9 @@ class Pusher:
         self._look_again = self._begin_again = False  # set by any thread
         self._withdrawals: deque[tuple[frozenset[int], Callable[[], None]]] = deque()
         self._queue = Queue(peer, self._require_reader, verify_interval_s=verify_interval_s)
-        self._push_seconds = metrics.push_seconds.labels(self.peer_name)
         self._reader: Reader | None = None
         self._session: Session | None = None
-        self._untold: deque[tuple[int, Due, Outcome, State]] = deque()  # in the index since when, and the state before
+        self._telling = Telling(self.peer_name, audit, metrics)
         self._stopped = False
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         # the peer as a whole
@@ -314,42 +314,13 @@ class Pusher:
     ) -> None:
         """Runs in the intake's thread, after the outcomes are in the index: a hide may wait behind it."""
         self._queue.committed(outcomes)
-        self._untold.extend((time.time_ns(), rows[outcome.marker], outcome, before) for outcome, before in changed)
-        if self._untold or any(outcome.state in plan.DUE_STATES for outcome in outcomes):
+        self._telling.add(rows, changed)
+        if changed or any(outcome.state in plan.DUE_STATES for outcome in outcomes):
             self.wake()
 
     def tell_committed(self) -> None:
         """Tell of what is in the index by now; from another thread only where this one is stuck at the end."""
-        while True:
-            try:
-                told = self._untold.popleft()
-            except IndexError:
-                return
-            self._tell(*told)
-            if len(self._untold) > MANY:
-                precedence.give_way()
-
-    def _tell(self, committed_ns: int, row: Due, outcome: Outcome, before: State) -> None:
-        elapsed_s = max(0.0, (committed_ns - row.hidden_at_ns) / 1e9)
-        if outcome.state is State.CONFIRMED:
-            if not row.ever_confirmed:
-                self._push_seconds.observe(elapsed_s)
-            self._audit.record(
-                Event.DELIVERED,
-                f"{self.peer_name} holds {printable(row.marked.path)}",
-                marked=row.marked,
-                peer=self.peer_name,
-                elapsed_ms=elapsed_s * 1e3,
-            )
-        elif outcome.state is not State.PENDING:
-            self._audit.record(
-                Event.UNDELIVERED,
-                f"{self.peer_name}: {printable(row.marked.path)}: {outcome.state.word}: {outcome.detail}",
-                marked=row.marked,
-                peer=self.peer_name,
-                state=outcome.state.word,
-                was=before.word,
-            )
+        self._telling.tell()
 
     def _require_reader(self) -> Reader:
         if self._reader is None:  # made by the worker's own thread
