@@ -58,13 +58,15 @@ class Intake:
         self._watch_answers = watch_answers
         self._breaker = breaker
         writer.recall(breaker)  # a mass may have begun before a restart
-        self._above = writer.told_up_to  # what came after it is told again
+        # What a life before this one recorded after the first and up to the second is told again.
+        self._again_above, self._again_to = writer.told_up_to, writer.newest_marker()
         self._told_of_mass_at = 0.0  # monotonic: of a mass of marks, last
         self._on_written = on_written
         self._on_holds_changed = on_holds_changed
         self._hide_seconds = {source: metrics.hide_seconds.labels(source.value) for source in Source}
-        self._telling: deque[tuple[int, int]] = deque()  # records accepted by then -> the newest marker they tell of
-        self._told_again = False
+        # Records accepted by then -> the newest marker that they tell of; what is told again comes first.
+        self._telling_again: deque[tuple[int, int]] = deque()
+        self._telling: deque[tuple[int, int]] = deque()
         self._stuck: list[Sighting] | list[Batch] = []
         self._told_of_refusal = False
         self._unwatched: dict[Marked, float] = {}  # first seen by a rescan -> when it counts as missed, by rising time
@@ -72,9 +74,10 @@ class Intake:
 
     def loop(self, now: float) -> None:
         """Write one transaction. Raises IndexDamaged."""
-        if not self._told_again:
+        again = self._again_above < self._again_to
+        if again:
             self._tell_again()
-        work = self._stuck or self._mailbox.take(WAIT_S if self._unwatched else IDLE_WAIT_S)
+        work = self._stuck or self._mailbox.take(WAIT_S if self._unwatched or again else IDLE_WAIT_S)
         if self._unwatched:
             self._count_missed(now)
         if not work:
@@ -140,17 +143,21 @@ class Intake:
     def _note_written(self) -> None:
         """Let the next transaction keep up to where the journal has it: a kill loses what was only queued."""
         written = self._audit.written
-        while self._telling and self._telling[0][0] <= written:
-            _, self._writer.told_up_to = self._telling.popleft()
+        for lane in (self._telling_again, self._telling):
+            while lane and lane[0][0] <= written:
+                _, self._writer.told_up_to = lane.popleft()
+            if lane or self._again_above < self._again_to:
+                return
 
     def _tell_again(self) -> None:
         """What a life before this one committed, and may not have told: by a kill, or a journal that took nothing."""
-        while rows := self._writer.untold(above=self._above, limit=TRANSACTION_ROWS):
+        while self._again_above < self._again_to and self._audit.has_room:
+            rows = self._writer.untold(above=self._again_above, up_to=self._again_to, limit=TRANSACTION_ROWS)
             for hidden in rows:
                 accepted = self._tell_one_again(hidden)
-            self._above = rows[-1].marker
-            self._telling.append((accepted, self._above))
-        self._told_again = True
+            self._again_above = rows[-1].marker if rows else self._again_to
+            if rows:
+                self._telling_again.append((accepted, self._again_above))
 
     def _tell_one_again(self, hidden: Hidden) -> int:
         ctime_ns = hidden.sight.ctime_ns
@@ -180,8 +187,8 @@ class Intake:
 
     def close(self) -> None:
         """After its thread has ended: keep up to where the journal has it."""
-        if self._telling:
-            self._audit.wait_written(self._telling[-1][0], _WRITTEN_WITHIN_S)
+        if waiting := [*self._telling_again, *self._telling]:
+            self._audit.wait_written(max(waiting)[0], _WRITTEN_WITHIN_S)
             self._note_written()
         try:
             with self._writer.transaction():

@@ -61,6 +61,11 @@ class Journal(Audit):
         """All of them, at once."""
         return self.changes
 
+    @property
+    def has_room(self) -> bool:
+        """Always."""
+        return True
+
 
 class TurnedMailbox(Mailbox):
     """Tells whether it holds anything."""
@@ -136,7 +141,7 @@ class TurnedRescan(Rescan):
     @property
     def waiting(self) -> list[Hour]:
         """Single hours that are to be looked at later."""
-        return list(self._due)
+        return list(self._schedule._due)
 
     def due(self, now: float) -> bool:
         return self._pass is not None or self._schedule.next_at() <= now

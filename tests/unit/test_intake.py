@@ -22,7 +22,7 @@ from tests.support.programs import need
 from tests.support.trees import need_root
 from tests.support.waiting import wait_for
 from tombsync import precedence
-from tombsync.audit import Event, Record
+from tombsync.audit import QUEUE_RECORDS, Event, Record
 from tombsync.errors import IndexDamaged
 from tombsync.index import DeliveryOutcomes, Due, Facts, Outcome, Reader, SegmentRows, Writer, index_path
 from tombsync.intake import MISSED_AFTER_S, Intake, owner_name
@@ -594,9 +594,9 @@ def test_what_ends_a_hold_is_told_and_wakes_the_pushers(bench: Bench) -> None:
 class Refusing(Journal):
     """A journal that can stop to take anything, as a journald that is gone."""
 
-    def __init__(self) -> None:
+    def __init__(self, capacity: int = QUEUE_RECORDS) -> None:
         self.takes = True
-        super().__init__()
+        super().__init__(capacity=capacity)
 
     def send(self, record: Record) -> None:
         """Raises OSError where it takes nothing."""
@@ -679,6 +679,31 @@ def test_what_the_journal_does_not_take_until_the_end_is_told_again_after_a_clea
     killed(bench, journal)
     assert told_again(journal) == ["one"]
     bench.close()
+
+
+def test_more_than_the_journal_has_room_for_is_told_as_it_takes_it(tmp_path: Path, bench: Bench) -> None:
+    """And what is hidden meanwhile is told, and is not taken for the end of it."""
+    stems = [stem_of(number) for number in range(3 * TRANSACTION_ROWS)]
+    bench.touch(*stems, "new")
+    bench.see(*stems)
+    bench.turn()
+    bench.turn()
+    small = Refusing(capacity=2 * TRANSACTION_ROWS)
+    small.takes = False
+    bench.writer.execute("UPDATE marker SET told_up_to = 0")
+    bench.writer.execute("UPDATE meta SET value = 0 WHERE key = 'told_up_to'")
+    killed(bench, small)  # as if its journal had taken nothing
+    bench.see("new")
+    assert small.audit.dropped == 0
+    with Journal() as journal:
+        killed(bench, journal)
+        assert told_again(journal) == [*stems, "new"]
+    small = Refusing(capacity=2 * TRANSACTION_ROWS)
+    bench.writer.execute("UPDATE marker SET told_up_to = 0")
+    bench.writer.execute("UPDATE meta SET value = 0 WHERE key = 'told_up_to'")
+    killed(bench, small)
+    wait_for(lambda: (bench.turn(later_s=0.001), len(told_again(small)) == len(stems) + 1)[1], "all to be told")
+    assert small.audit.dropped == 0
 
 
 def test_what_came_by_an_inbox_and_more_than_one_page_is_told_again(bench: Bench) -> None:

@@ -147,6 +147,11 @@ class Audit:
         """How many of the accepted records are done with: what `record` returned is counted like this."""
         return self._left
 
+    @property
+    def has_room(self) -> bool:
+        """Whether less than half of the queue is taken: what can wait need not be lost."""
+        return self._accepted - self._left < self._capacity // 2
+
     def start(self) -> None:
         """Start writing, in a thread of our own. Once is enough, a second call does nothing."""
         with self._condition:

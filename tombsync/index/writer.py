@@ -92,14 +92,20 @@ class Writer(Hiding):
         fact = self.execute("SELECT value FROM meta WHERE key = ?", (TOLD_UP_TO,)).fetchone()
         return max(*(last or (0,)), *(fact or (0,)))
 
-    def untold(self, *, above: int, limit: int) -> list[Hidden]:
-        """What was recorded after this marker, by rising key, as it was when it was hidden."""
+    def newest_marker(self) -> int:
+        """The key of the newest marker; 0 without one."""
+        with files.translated(self.path):
+            (newest,) = self.execute("SELECT coalesce(max(id), 0) FROM marker").fetchone()
+        return int(newest)
+
+    def untold(self, *, above: int, up_to: int, limit: int) -> list[Hidden]:
+        """What was recorded between these markers, by rising key, as it was when it was hidden."""
         places = self.places()
         with files.translated(self.path):
             rows = self.execute(
                 "SELECT id, hour, stem, source, pushable, hidden_at_ns, ctime_ns, owner_uid, sender, origin FROM marker"
-                " WHERE id > ? AND gen = 0 ORDER BY id LIMIT ?",
-                (above, limit),
+                " WHERE id > ? AND id <= ? AND gen = 0 ORDER BY id LIMIT ?",
+                (above, up_to, limit),
             ).fetchall()
         return [
             Hidden(
