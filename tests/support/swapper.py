@@ -43,7 +43,7 @@ class Swapper:
         return self
 
     def __exit__(self, *_: object) -> None:
-        said, _ = self._process.communicate(timeout=_END_WITHIN_S)
+        said = self._process.communicate(timeout=_END_WITHIN_S)[0]
         assert self._process.returncode == 0, "the swapper failed: see its stderr"
         self.swaps = int(said)
 

@@ -702,7 +702,12 @@ def test_more_than_the_journal_has_room_for_is_told_as_it_takes_it(tmp_path: Pat
     bench.writer.execute("UPDATE marker SET told_up_to = 0")
     bench.writer.execute("UPDATE meta SET value = 0 WHERE key = 'told_up_to'")
     killed(bench, small)
-    wait_for(lambda: (bench.turn(later_s=0.001), len(told_again(small)) == len(stems) + 1)[1], "all to be told")
+
+    def all_told() -> bool:
+        bench.turn(later_s=0.001)
+        return len(told_again(small)) == len(stems) + 1
+
+    wait_for(all_told, "all to be told")
     assert small.audit.dropped == 0
 
 

@@ -769,7 +769,8 @@ def test_an_outage_of_hours_is_forgotten_once_the_peer_can_be_reached(world: Wor
 
 @pytest.mark.parametrize("session_s", [10, 30, 50])
 def test_a_peer_that_does_not_stay_is_waited_for_the_rest_of_a_minute(world: World, session_s: int) -> None:
-    logins_at, down_s = [], 0
+    logins_at: list[float] = []
+    down_s = 0
     for _ in range(3600):
         if world.up() and world.now - logins_at[-1] >= session_s:
             world.sessions[-1].lose()

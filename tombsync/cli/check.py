@@ -208,9 +208,9 @@ def _check_files(settings: Settings, path: str) -> Iterator[Finding]:
                 require_roots(os.path.abspath(name))
             except errors.NotRootsAlone as exc:
                 places.setdefault(exc.path, exc)
-    for place, exc in places.items():
-        text = f"somebody else may change {place}, and so whom the agent delivers to: {exc.reason}"
-        yield Finding("warning", "files", text, exc.hint)
+    for place, error in places.items():
+        text = f"somebody else may change {place}, and so whom the agent delivers to: {error.reason}"
+        yield Finding("warning", "files", text, error.hint)
 
 
 def _of_peer(level: str, exc: errors.PeerError) -> Finding:

@@ -84,9 +84,10 @@ def unmark(
     """Take mistaken marks back, while no node but this one has them.
 
     Only what is pending or held to every peer, and only where each peer answers now that it has no such tombstone: one
-    that has it would give it back. Then the tombstone is removed and the segment is listed again. An archive's own
-    backfiller may have listed the tombstone before, so the peers are asked once more after ten minutes. Nodes that are
-    not configured are not asked.
+    that has it would give it back. Where a peer says that it keeps no such hour or channel, something else must be seen
+    to stand there: its tree may be unmounted just now. Then the tombstone is removed and the segment is listed again.
+    An archive's own backfiller may have listed the tombstone before, so the peers are asked once more after ten
+    minutes. Nodes that are not configured are not asked.
 
     STEM is a stem, or a path as `tombsync mark` takes it. Exit code 0: all is taken back, 1: nothing, 3: a part, or a
     peer has it all the same.
