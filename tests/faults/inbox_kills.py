@@ -18,7 +18,7 @@ from pathlib import Path
 
 import click
 
-from tests.support.agent import AgentProcess, make_hour, segment_stem, touch
+from tests.support.agent import AgentProcess, make_hour, perhaps_told_before, segment_stem, touch
 from tests.support.inbox import ReceivingNode
 from tests.support.waiting import wait_for
 from tombsync.names import Marked, Offer, hour_number, hour_text, offer_name
@@ -131,7 +131,7 @@ class Kills:
     def _check_told(self, agent: AgentProcess) -> int:
         """The journal has each mark as hidden, and twice only where it says so; how many those are."""
         records = agent.records("hidden")
-        first = Counter(r["TOMBSYNC_SEGMENT"] for r in records if "TOMBSYNC_PERHAPS_TOLD_BEFORE" not in r)
+        first = Counter(r["TOMBSYNC_SEGMENT"] for r in records if not perhaps_told_before(r))
         assert max(first.values()) == 1, [one for one, times in first.items() if times > 1]
         assert {record["TOMBSYNC_SEGMENT"] for record in records} == {marked.path for marked in self.made}
         return len(records) - len(self.made)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.faults.calls import Fault
 from tests.faults.zygote import ForkedAgent, Zygote
-from tests.support.agent import make_hour, peer_table, segment_stem
+from tests.support.agent import make_hour, peer_table, perhaps_told_before, segment_stem
 from tests.support.sshd import Sshd
 from tests.support.waiting import wait_for
 from tombsync import errors
@@ -158,7 +158,7 @@ class World:
         return Counter(
             record["TOMBSYNC_SEGMENT"].rpartition("/")[2]
             for record in self.agent.records(event)
-            if "TOMBSYNC_PERHAPS_TOLD_BEFORE" not in record
+            if not perhaps_told_before(record)
         )
 
     def hidden_told(self) -> set[str]:

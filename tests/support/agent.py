@@ -51,6 +51,11 @@ def peer_table(name: str, server: Sshd, path: Path | str | None = None, **more: 
     return "[[peer]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
 
 
+def perhaps_told_before(record: Mapping[str, object]) -> bool:
+    """Whether a record says that it may be the second one, as an agent was killed that may have told it."""
+    return "TOMBSYNC_PERHAPS_TOLD_BEFORE" in record
+
+
 class AgentProcess:
     """`tombsync run` on a directory. Everything lies below `base`; the journal is what it writes to stderr."""
 
