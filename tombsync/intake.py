@@ -5,22 +5,24 @@ from __future__ import annotations
 import pwd
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import takewhile
 
 from tombsync import precedence
 from tombsync.audit import Audit, Event
-from tombsync.errors import StateRefused
+from tombsync.errors import IndexDamaged, StateRefused
 from tombsync.index import Hidden, Writer
 from tombsync.metrics import Metrics
 from tombsync.names import Marked, printable
 from tombsync.plan import Breaker
 from tombsync.tree import Tree
-from tombsync.work import IDLE_WAIT_S, WAIT_S, Batch, Mailbox, Sight, Sighting, Source
+from tombsync.work import IDLE_WAIT_S, TRANSACTION_ROWS, WAIT_S, Batch, Mailbox, Sight, Sighting, Source
 
 TELL_OF_MASS_INTERVAL_S = 60.0
+_WRITTEN_WITHIN_S = 0.5  # at the end: what the journal has by then is not told again at the next start
 MISSED_AFTER_S = 1.0  # a rescan can list a tombstone a moment before its event is read
 
 # So few are told a moment later: what the pushers have to do for them is short, and somebody waits for it
@@ -61,10 +63,15 @@ class Intake:
         self._watch_answers = watch_answers
         self._breaker = breaker
         writer.recall(breaker)  # a mass may have begun before a restart
+        # What a life before this one recorded after the first and up to the second is told again.
+        self._again_above, self._again_to = writer.told_up_to, writer.newest_marker()
         self._told_of_mass_at = 0.0  # monotonic: of a mass of marks, last
         self._on_written = on_written
         self._on_holds_changed = on_holds_changed
         self._hide_seconds = {source: metrics.hide_seconds.labels(source.value) for source in Source}
+        # Records accepted by then -> the newest marker that they tell of; what is told again comes first.
+        self._telling_again: deque[tuple[int, int]] = deque()
+        self._telling: deque[tuple[int, int]] = deque()
         self._stuck: list[Sighting] | list[Batch] = []
         self._told_of_refusal = False
         self._unwatched: dict[Marked, float] = {}  # first seen by a rescan -> when it counts as missed, by rising time
@@ -72,11 +79,15 @@ class Intake:
 
     def loop(self, now: float) -> None:
         """Write one transaction. Raises IndexDamaged."""
-        work = self._stuck or self._mailbox.take(WAIT_S if self._unwatched else IDLE_WAIT_S)
+        again = self._again_above < self._again_to
+        if again:
+            self._tell_again()
+        work = self._stuck or self._mailbox.take(WAIT_S if self._unwatched or again else IDLE_WAIT_S)
         if self._unwatched:
             self._count_missed(now)
         if not work:
             return
+        self._note_written()
         try:
             if isinstance(work[0], Sighting):
                 self._hide(work)
@@ -113,9 +124,12 @@ class Intake:
             self._tell_of_ended_holds(news)
             if len(news) <= FEW:
                 self._mailbox.wait_for_more(HEAD_START_S)
-        for hidden in news:
-            if hidden.first:
-                self._tell(hidden, committed_ns)
+            accepted = 0
+            for hidden in news:
+                if hidden.first:
+                    accepted = self._tell(hidden, committed_ns)
+            if accepted:
+                self._telling.append((accepted, news[-1].marker))
         if self._unwatched:
             for sighting in sightings:
                 if sighting.source is Source.WATCH:  # it had only not come to tell
@@ -133,7 +147,63 @@ class Intake:
             del self._unwatched[marked]
         self._metrics.missed_by_watch.inc(len(due))
 
-    def _tell(self, hidden: Hidden, committed_ns: int) -> None:
+    def _note_written(self) -> None:
+        """Let the next transaction keep up to where the journal has it: a kill loses what was only queued."""
+        written = self._audit.written
+        for lane in (self._telling_again, self._telling):
+            while lane and lane[0][0] <= written:
+                _, self._writer.told_up_to = lane.popleft()
+            if lane or self._again_above < self._again_to:
+                return
+
+    def _tell_again(self) -> None:
+        """What a life before this one committed, and may not have told: by a kill, or a journal that took nothing."""
+        while self._again_above < self._again_to and self._audit.has_room:
+            rows = self._writer.untold(above=self._again_above, up_to=self._again_to, limit=TRANSACTION_ROWS)
+            for hidden in rows:
+                accepted = self._tell_one_again(hidden)
+            self._again_above = rows[-1].marker if rows else self._again_to
+            if rows:
+                self._telling_again.append((accepted, self._again_above))
+
+    def _tell_one_again(self, hidden: Hidden) -> int:
+        ctime_ns = hidden.sight.ctime_ns
+        at = datetime.fromtimestamp(hidden.at_ns / 1e9, UTC).isoformat(timespec="microseconds")
+        return self._record(
+            hidden,
+            f"hidden: {printable(hidden.sighting.marked.path)} (at {at}; perhaps told before)",
+            max(0.0, (hidden.at_ns - ctime_ns) / 1e9) if ctime_ns is not None else None,
+            perhaps_told_before=1,
+            hidden_at=at,
+        )
+
+    def _record(self, hidden: Hidden, text: str, elapsed_s: float | None, **fields: str | int) -> int:
+        sighting = hidden.sighting
+        if sighting.origin:
+            fields["origin"] = sighting.origin
+        return self._audit.record(
+            Event.HIDDEN,
+            text,
+            marked=sighting.marked,
+            source=sighting.source.value,
+            actor=sighting.sender or owner_name(hidden.sight.owner_uid),
+            elapsed_ms=None if elapsed_s is None else elapsed_s * 1e3,
+            peer=sighting.sender or None,
+            **fields,  # type: ignore[arg-type]
+        )
+
+    def close(self) -> None:
+        """After its thread has ended: keep up to where the journal has it."""
+        if waiting := [*self._telling_again, *self._telling]:
+            self._audit.wait_written(max(waiting)[0], _WRITTEN_WITHIN_S)
+            self._note_written()
+        try:
+            with self._writer.transaction():
+                pass
+        except (StateRefused, IndexDamaged):  # then the next start tells again what it needs not
+            pass
+
+    def _tell(self, hidden: Hidden, committed_ns: int) -> int:
         sighting, sight = hidden.sighting, hidden.sight
         if sighting.source is Source.WATCH or sight.ctime_ns is None:
             elapsed_s = (committed_ns - sighting.read_ns) / 1e9
@@ -142,20 +212,11 @@ class Intake:
         self._hide_seconds[sighting.source].observe(elapsed_s)
         if sighting.source is Source.RESCAN and self._watch_answers():
             self._unwatched[sighting.marked] = committed_ns / 1e9 + MISSED_AFTER_S
-        marked = sighting.marked
-        shown = printable(marked.path)
-        self._audit.record(
-            Event.HIDDEN,
-            f"hidden: {shown}",
-            marked=marked,
-            source=sighting.source.value,
-            actor=sighting.sender or owner_name(sight.owner_uid),
-            elapsed_ms=elapsed_s * 1e3,
-            peer=sighting.sender or None,
-            **({"origin": sighting.origin} if sighting.origin else {}),  # type: ignore[arg-type]
-        )
+        shown = printable(sighting.marked.path)
+        accepted = self._record(hidden, f"hidden: {shown}", elapsed_s)
         if not hidden.pushable:
             self._tell_why_not_pushed(hidden, shown)
+        return accepted
 
     def _tell_of_mass(self, held: int, now: float) -> None:
         if now - self._told_of_mass_at > TELL_OF_MASS_INTERVAL_S:

@@ -188,16 +188,20 @@ class Breaker:
         return None
 
 
-def backoff_s(failures: int, dead_for_s: float, *, random: float) -> float:
+def backoff_s(failures: int, dead_for_s: float, *, random: float, up_for_s: float = 0.0) -> float:
     """Seconds until a peer is tried again after `failures` in a row (1 or more).
 
     Doubles from 1 s to 60 s, times a jitter of 0.5 to 1; once the peer has been dead for ten minutes never below 60 s,
-    so that a long outage costs at most one login a minute. `random` is uniform in [0, 1).
+    so that a long outage costs at most one login a minute. Where a session of `up_for_s` was lost, that time counts as
+    waited. `random` is uniform in [0, 1).
     """
     if dead_for_s >= DEAD_AFTER_S:
-        return BACKOFF_LAST_S * (1.0 + 0.25 * random)
-    ceiling = min(BACKOFF_LAST_S, BACKOFF_FIRST_S * 2.0 ** min(failures - 1, 10))
-    return ceiling * (0.5 + 0.5 * random) if failures > 1 else BACKOFF_FIRST_S * (1.0 + 0.5 * random)
+        wait_s = BACKOFF_LAST_S * (1.0 + 0.25 * random)
+    elif failures > 1:
+        wait_s = min(BACKOFF_LAST_S, BACKOFF_FIRST_S * 2.0 ** min(failures - 1, 10)) * (0.5 + 0.5 * random)
+    else:
+        wait_s = BACKOFF_FIRST_S * (1.0 + 0.5 * random)
+    return max(BACKOFF_FIRST_S, wait_s - up_for_s)
 
 
 def window(rtt_s: float, service_s: float, *, least: int, most: int) -> int:

@@ -11,7 +11,6 @@ import ctypes
 import socket
 import struct
 import threading
-from types import TracebackType
 from typing import Self
 
 _SO_ATTACH_FILTER, _SO_MEMINFO = 26, 55
@@ -52,9 +51,7 @@ class LossyRelay:
         self._threads[0].start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept()
         self._threads[0].join()
         for side in self._sides:

@@ -38,6 +38,7 @@ class Run:
         self.done: set[str] = set()  # what `mark` printed as done
         self.hidden: set[str] = set()  # what the index ever held
         self.told: Counter[str] = Counter()  # `hidden` records by stem
+        self.heard: set[str] = set()  # told, perhaps more than once
         self.delivered: set[str] = set()
         self.marks: list[tuple[Life, Path, str, bool]] = []
         self.next = 100  # number of the next new stem
@@ -136,6 +137,7 @@ class Run:
         """Nothing that was said is untrue, and nothing that was hidden is visible."""
         hidden, _ = self.world.check_promises(self.done)
         self.told.update(self.world.told("hidden"))
+        self.heard |= self.world.hidden_told()
         self.delivered |= set(self.world.told("delivered"))
         self.world.check_journal()
         assert self.hidden <= hidden
@@ -154,6 +156,7 @@ class Run:
         wait_for(lambda: self.world.visible() == visible, "the listing to be that of the directory")
         assert agent.stop() == 0
         self.check()
+        assert self.heard == self.marked
         assert segments(self.world.root) == self.world.data
 
 

@@ -76,6 +76,7 @@ class Scenario:
         world.check_promises(self.stems)
         assert tombstones(world.peer_root) == self.stems
         world.check_journal()
+        assert world.hidden_told() >= self.stems - {KNOWN, VANISHED}  # those were told before each life
         return fault
 
     def _all_done(self, world: World) -> bool:

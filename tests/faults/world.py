@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.faults.calls import Fault
 from tests.faults.zygote import ForkedAgent, Zygote
-from tests.support.agent import make_hour, peer_table, segment_stem
+from tests.support.agent import make_hour, peer_table, perhaps_told_before, segment_stem
 from tests.support.sshd import Sshd
 from tests.support.waiting import wait_for
 from tombsync import errors
@@ -154,8 +154,16 @@ class World:
         return set()
 
     def told(self, event: str) -> Counter[str]:
-        """How often the journal has told this of each stem."""
-        return Counter(record["TOMBSYNC_SEGMENT"].rpartition("/")[2] for record in self.agent.records(event))
+        """How often the journal has told this of each stem, without what may be a repetition and says so."""
+        return Counter(
+            record["TOMBSYNC_SEGMENT"].rpartition("/")[2]
+            for record in self.agent.records(event)
+            if not perhaps_told_before(record)
+        )
+
+    def hidden_told(self) -> set[str]:
+        """The stems of which the journal says, once or more, that they are hidden."""
+        return {record["TOMBSYNC_SEGMENT"].rpartition("/")[2] for record in self.agent.records("hidden")}
 
     # -- what must hold -----------------------------------------------------------------------------------------------
 

@@ -51,9 +51,20 @@ class Journal(Audit):
     def __init__(self) -> None:
         self.changes = 0
 
-    def record(self, event: Event, message: str, **fields: Any) -> None:
+    def record(self, event: Event, message: str, **fields: Any) -> int:
         if event is not Event.RESCAN_COMPLETED:
             self.changes += 1
+        return self.changes
+
+    @property
+    def written(self) -> int:
+        """All of them, at once."""
+        return self.changes
+
+    @property
+    def has_room(self) -> bool:
+        """Always."""
+        return True
 
 
 class TurnedMailbox(Mailbox):
@@ -130,10 +141,10 @@ class TurnedRescan(Rescan):
     @property
     def waiting(self) -> list[Hour]:
         """Single hours that are to be looked at later."""
-        return list(self._due)
+        return list(self._schedule._due)
 
     def due(self, now: float) -> bool:
-        return self._pass is not None or bool(self._requested) or self._next_at() <= now
+        return self._pass is not None or self._schedule.next_at() <= now
 
     def close(self) -> None:
         if self._visitor is not None:
@@ -238,7 +249,7 @@ class Life:
     def close(self) -> None:
         """What the kernel does at the end of a process, and no more."""
         for pusher in self.pushers.values():
-            pusher._untold.clear()  # a killed process tells nobody
+            pusher._telling._untold.clear()  # a killed process tells nobody
             pusher.close()
         self.rescan.close()
         self.checkpointer.close()

@@ -12,7 +12,6 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from tests.support.sshd import Sshd
@@ -50,6 +49,11 @@ def peer_table(name: str, server: Sshd, path: Path | str | None = None, **more: 
         **more,
     }
     return "[[peer]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
+
+
+def perhaps_told_before(record: Mapping[str, object]) -> bool:
+    """Whether a record says that it may be the second one, as an agent was killed that may have told it."""
+    return "TOMBSYNC_PERHAPS_TOLD_BEFORE" in record
 
 
 class AgentProcess:
@@ -164,9 +168,7 @@ class AgentProcess:
     def __enter__(self) -> AgentProcess:
         return self.start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()

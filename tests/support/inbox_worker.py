@@ -9,7 +9,6 @@ import pwd
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from tests.support.journal import Journal
@@ -76,9 +75,7 @@ class InboxWorker:
         self._driver.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._driver.stop()
         assert self._driver.join(20.0)
         self.inbox.close()

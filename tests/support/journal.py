@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from types import TracebackType
 
 from tests.support.waiting import wait_for
-from tombsync.audit import Audit, Event, Record
+from tombsync.audit import QUEUE_RECORDS, Audit, Event, Record
 
 
 class Journal:
     """Keeps every record of an audit. The audit's thread appends, the test reads."""
 
-    def __init__(self, node: str = "node-a") -> None:
+    def __init__(self, node: str = "node-a", capacity: int = QUEUE_RECORDS) -> None:
+        """`capacity`: records that may wait for it."""
         self._records: list[dict[str, str]] = []
         self._marks = itertools.count()
-        self.audit = Audit(node, self)
+        self.audit = Audit(node, self, capacity=capacity)
         self.audit.start()
 
     def send(self, record: Record) -> None:
@@ -39,7 +39,5 @@ class Journal:
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         assert self.audit.close() == 0

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 
 _AT_FDCWD = -100
 _NOREPLACE, _EXCHANGE = 1, 2  # renameat2(2)
@@ -43,10 +42,8 @@ class Swapper:
     def __enter__(self) -> Swapper:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        said, _ = self._process.communicate(timeout=_END_WITHIN_S)
+    def __exit__(self, *_: object) -> None:
+        said = self._process.communicate(timeout=_END_WITHIN_S)[0]
         assert self._process.returncode == 0, "the swapper failed: see its stderr"
         self.swaps = int(said)
 

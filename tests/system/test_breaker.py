@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -16,15 +15,6 @@ from tests.support.waiting import wait_for
 HOUR = "desertbus/source/2019-11-13T02"
 MOST, MASS = 20, 60
 STEMS = [segment_stem(number) for number in range(MASS)]
-
-
-@pytest.fixture
-def peers() -> Iterator[list[Sshd]]:
-    with ExitStack() as stack:
-        servers = [stack.enter_context(Sshd()) for _ in range(2)]
-        for server in servers:
-            make_hour(server.root)
-        yield servers
 
 
 @pytest.fixture

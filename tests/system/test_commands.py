@@ -1027,6 +1027,28 @@ def test_check_of_a_node_that_would_not_work(place: Place, fault: str) -> None:
     assert found["hint"]
 
 
+@pytest.mark.parametrize("which", ["settings", "known_hosts"])
+def test_check_tells_where_somebody_else_could_exchange_keys(place: Place, which: str) -> None:
+    apart = place.base / "apart"
+    apart.mkdir()
+    (apart / "known_hosts").touch()
+    if which == "known_hosts":
+        place.write_settings(f'[[peer]]\nhost = "peer.example"\nknown_hosts = "{apart}/known_hosts"\n')
+    open_to_others = apart if which == "known_hosts" else place.config.parent
+
+    def told() -> list[dict[str, str]]:
+        findings = place.run("check", "--no-network", "--json", expect=None).json
+        return [finding for finding in findings if finding["what"] == "files"]
+
+    assert told() == []
+    open_to_others.chmod(0o777)
+    (finding,) = told()
+    assert finding["level"] == "warning"
+    assert f"somebody else may change {open_to_others}" in finding["text"]
+    assert "0777" in finding["text"]
+    assert "chmod go-w" in finding["hint"]
+
+
 # -- settings ----------------------------------------------------------------------------------------------------------
 
 FAULTY = """\

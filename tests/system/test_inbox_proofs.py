@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,6 @@ HOUR = "desertbus/source/2019-11-13T02"
 NOT_KEPT = "elsewhere/source/2019-11-13T02"
 STEM, OTHER = segment_stem(0), segment_stem(2)
 MOST, MASS = 2, 8
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as stack:
-        yield stack
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import paramiko
@@ -124,9 +123,7 @@ class Sftp:
         assert self._receive()[0] == 2
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.transport.close()
 
     def ask(self, kind: int, *parts: str | bytes | int) -> Answer:

@@ -12,11 +12,13 @@ from pathlib import Path
 import click
 import pytest
 
+from tests.support.index import HOUR, STEM, hide, stem_of
 from tests.support.programs import need
 from tests.support.terminal import Terminal
 from tombsync.cli.main import cli
 from tombsync.cli.manual.meanings import MEANINGS
 from tombsync.config import LISTS, TABLES
+from tombsync.index import Writer, index_path
 
 BIN = Path(sys.executable).parent  # where the `tombsync` is that the shells ask
 
@@ -102,12 +104,19 @@ def test_every_key_of_the_settings_is_in_the_page(field: str, share: Path) -> No
 def place(tmp_path: Path) -> Path:
     (tmp_path / "only-file.ts").touch()
     (tmp_path / "only-directory" / "desertbus" / "source").mkdir(parents=True)
-    (tmp_path / "t.toml").write_text('[[peer]]\nhost = "b.example"\nname = "node-b"\n[[sender]]\nname = "other"\n')
+    (tmp_path / "t.toml").write_text(
+        f'state_dir = "{tmp_path}/state"\n[[peer]]\nhost = "b.example"\nname = "node-b"\n[[sender]]\nname = "other"\n'
+    )
+    (tmp_path / "state").mkdir()
+    writer = Writer(index_path(str(tmp_path / "state")))
+    hide(writer, HOUR, STEM, stem_of(7))
+    writer.close()
     return tmp_path
 
 
 def environment(place: Path) -> dict[str, str]:
-    return {"PATH": f"{BIN}:/usr/bin:/bin", "HOME": str(place), "TERM": "dumb", "LC_ALL": "C.UTF-8"}
+    kept = {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}  # of the tree that is tested
+    return {"PATH": f"{BIN}:/usr/bin:/bin", "HOME": str(place), "TERM": "dumb", "LC_ALL": "C.UTF-8", **kept}
 
 
 # What is typed before the key that completes -> what stands there then.
@@ -122,6 +131,11 @@ COMPLETED = {
     ),
     "tombsync check --root only-": "tombsync check --root only-directory/",
     "tombsync peer test --config t.toml no": "tombsync peer test --config t.toml node-b",
+    "tombsync status --config t.toml 45": f"tombsync status --config t.toml {STEM}",
+    "tombsync unmark --config t.toml 45:": f"tombsync unmark --config t.toml {STEM}",
+    "tombsync purge --config t.toml x 45:51.6": f"tombsync purge --config t.toml x {STEM}",
+    f"tombsync log --state-dir state {HOUR.path}/45:5": f"tombsync log --state-dir state {HOUR.path}/{STEM}",
+    "tombsync tombstones --config t.toml --channel de": "tombsync tombstones --config t.toml --channel desertbus",
 }
 
 

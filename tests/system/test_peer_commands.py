@@ -233,6 +233,20 @@ def test_the_inbox_belongs_to_the_agent(machine: Machine, key: Path) -> None:
     assert "nobody-here" in refused(machine, "peer", "add", "node-b", "--key", key, "--agent-user", "nobody-here")
 
 
+def test_the_agent_is_who_owns_its_state(machine: Machine, key: Path) -> None:
+    """As where the archive does not run as root, and the agent runs as the archive."""
+    machine.run("useradd", "--system", "tombsync")
+    machine.run("useradd", "--system", "archive")
+    state = machine.base / "state"
+    machine.run("install", "-d", "-o", "archive", state)
+    machine.write_settings(f'state_dir = "{state}"\n')
+    assert "the inbox is archive's, as whom the agent runs here" in add(machine, key).stderr
+    assert machine.path(INBOX).stat().st_uid == int(machine.run("id", "-u", "archive").stdout)
+    said = add(machine, key, "--agent-user", "tombsync").stderr
+    assert "the inbox is tombsync's, and the agent here runs as archive" in said
+    assert machine.path(INBOX).stat().st_uid == int(machine.run("id", "-u", "tombsync").stdout)
+
+
 def test_a_tree_that_peers_cannot_enter_is_told(machine: Machine, key: Path) -> None:
     machine.path(machine.root / "desertbus").chmod(0o750)
     assert f"{machine.root}/desertbus may not be entered" in add(machine, key).stderr

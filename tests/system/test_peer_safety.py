@@ -166,6 +166,29 @@ def test_a_looser_line_for_some_is_found(machine: Machine, before: str, said: st
     machine.tombsync("peer", "add", "node-b", "--key", key)
 
 
+@pytest.mark.parametrize(
+    ("match", "said"),
+    [
+        ("Address 10.1.0.0/16", "permittty is yes for connections from 10.1.0.0"),
+        ("Host *.trusted.example", "permittty is yes for connections from 127.0.0.1 (1.trusted.example)"),
+        ("Host trusted.example Address 10.2.*.*", "permittty is yes for connections from 10.2.1.1 (trusted.example)"),
+    ],
+    ids=["address", "host", "both"],
+)
+def test_a_looser_line_in_a_file_that_sshd_includes_is_found(machine: Machine, match: str, said: str) -> None:
+    """Whatever includes it: the configuration, or another file of it."""
+    machine.path("/etc/ssh/site").mkdir()
+    machine.path("/etc/ssh/site/outer.conf").write_text("# Match Address 10.9.9.9\nInclude site/inner/*.conf\n")
+    machine.path("/etc/ssh/site/inner").mkdir()
+    machine.path("/etc/ssh/site/inner/a.conf").write_text(f"Match {match}\n PermitTTY yes\nMatch all\n")
+    machine.path("/etc/ssh/sshd_config").write_text('Include "/etc/ssh/site/outer.conf"\n' + INCLUDE + SUBSYSTEM)
+    key = machine.make_key("b")[1]
+    assert said in machine.tombsync("peer", "add", "node-b", "--key", key, expect=3).stderr
+    assert not machine.path(f"/etc/ssh/tombsync-peers/{ACCOUNT}").exists()
+    machine.path("/etc/ssh/site/inner/a.conf").unlink()
+    machine.tombsync("peer", "add", "node-b", "--key", key)
+
+
 # -- logins and sessions -----------------------------------------------------------------------------------------------
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -16,12 +17,6 @@ from tests.support.sshd import Sshd
 from tests.support.waiting import wait_for
 
 HOUR = "desertbus/source/2019-11-13T02"
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as stack:
-        yield stack
 
 
 @pytest.fixture
@@ -244,3 +239,38 @@ def test_the_first_sender_takes_a_restart(stack: ExitStack, tmp_path: Path) -> N
     agent.write_settings([], "[[sender]]\nname = 'node-b'\n")
     assert "restart" in reload(agent, "reload-refused")["MESSAGE"]
     assert agent.stop() == 0
+
+
+# -- by command --------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_returns_when_the_new_settings_count(stack: ExitStack, servers: list[Sshd], tmp_path: Path) -> None:
+    b, c = (peer_table(name, server) for name, server in zip(("node-b", "node-c"), servers, strict=True))
+    agent = started(stack, tmp_path, [b])
+    agent.write_settings([b, c])
+    assert agent.run("reload").stdout == "the agent has taken up its settings\n"
+    assert agent.records("reloaded")[-1]["TOMBSYNC_EXCHANGED"] == "node-c"  # no wait: it is told already
+    delivered(agent, 0, "node-b", "node-c")
+    assert list((agent.state_dir / "requests").iterdir()) == []
+    assert json.loads(agent.run("reload", "--json").stdout) == {"reloaded": True}
+
+
+def test_the_command_fails_with_the_reason_where_the_settings_are_refused(
+    stack: ExitStack, servers: list[Sshd], tmp_path: Path
+) -> None:
+    b = peer_table("node-b", servers[0])
+    agent = started(stack, tmp_path, [b])
+    name, agent.node = agent.node, "another"
+    agent.write_settings([])
+    refused = agent.run("reload", expect=1).stderr
+    assert "the settings were not taken: a change of node takes a restart" in refused
+    assert agent.records("reload-refused")[-1]["TOMBSYNC_KEYS"] == "node"
+    agent.node = name
+    agent.write_settings([b], "nonsense = 1\n")
+    assert "nonsense" in agent.run("reload", expect=1).stderr
+    assert list((agent.state_dir / "requests").iterdir()) == []
+    delivered(agent, 0, "node-b")
+    agent.write_settings([b])
+    agent.run("reload")
+    agent.stop()
+    assert "no agent runs" in agent.run("reload", expect=1).stderr

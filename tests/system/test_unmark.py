@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -20,15 +19,6 @@ HOUR = "desertbus/source/2019-11-13T02"
 MOST, MASS = 5, 30
 STEMS = [segment_stem(2 * number) for number in range(MASS)]
 AT_ONCE = ("--yes", "--no-wait")
-
-
-@pytest.fixture
-def peers() -> Iterator[list[Sshd]]:
-    with ExitStack() as stack:
-        servers = [stack.enter_context(Sshd()) for _ in range(2)]
-        for server in servers:
-            make_hour(server.root)
-        yield servers
 
 
 @pytest.fixture
@@ -146,6 +136,38 @@ def test_a_silent_peer_refuses_all(agent: AgentProcess, peers: list[Sshd]) -> No
     refused = agent.run("unmark", stem, *AT_ONCE, expect=1)
     assert "node-1" in refused.stderr
     assert_goes_on_hiding(agent, stem)
+
+
+@pytest.mark.parametrize("mounted_at", ["desertbus", "desertbus/source"])
+def test_a_peer_whose_tree_is_not_mounted_refuses_all(mounted_at: str, agent: AgentProcess, peers: list[Sshd]) -> None:
+    """It says that it keeps no such place or hour, and may have the tombstone where it cannot be seen just now."""
+    stem = held(agent)[0]
+    mounted = peers[1].root / mounted_at
+    mounted.rename(peers[1].root / "away")
+    mounted.mkdir()  # what is below a mount
+    refused = agent.run("unmark", stem, *AT_ONCE, expect=1)
+    assert "node-1" in refused.stderr
+    assert "mounted" in refused.stderr
+    assert_goes_on_hiding(agent, stem)
+
+    mounted.rmdir()
+    (peers[1].root / "away").rename(mounted)
+    assert "1 marks are taken back" in agent.run("unmark", stem, *AT_ONCE).stdout
+
+
+def test_a_peer_that_does_not_keep_the_hour_is_believed_where_it_shows_another_of_that_place(
+    agent: AgentProcess, peers: list[Sshd]
+) -> None:
+    agent.run("release", "--yes")
+    wait_for(lambda: agent.metric("deliveries", peer="node-1", state="confirmed") == MASS, "what it can show")
+    late = HOUR.replace("T02", "T03")
+    stem = segment_stem(1)
+    make_hour(agent.root, late)
+    touch(agent.root / late, stem)
+    wait_for(lambda: agent.hidden(f"{late}/{stem}"), "it to be hidden")
+    assert set(agent.states(f"{late}/{stem}").values()) == {"held"}
+    assert not any((server.root / late).exists() for server in peers)
+    assert "1 marks are taken back" in agent.run("unmark", f"{late}/{stem}", *AT_ONCE).stdout
 
 
 def test_it_needs_the_agent(agent: AgentProcess) -> None:

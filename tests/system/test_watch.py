@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
 
 import pytest
 
@@ -108,9 +107,7 @@ class Watching:
     def _count_rescan(self) -> None:
         self.rescans += 1
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         stopped = self.watch.stop(10)
         self.mailbox.close()
         self._intake.stop()

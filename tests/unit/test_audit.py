@@ -273,6 +273,24 @@ def test_a_loss_is_told_once_journald_is_back_without_a_further_record() -> None
     assert [record.fields["TOMBSYNC_EVENT"] for record in sink.records] == ["hidden", "hidden", "records-lost"]
 
 
+def test_whoever_records_can_tell_what_is_written() -> None:
+    sink = Memory()
+    sink.gate.clear()
+    audit = Audit("node-a", sink, capacity=4)
+    audit.start()
+    assert [audit.record(Event.HIDDEN, "waits") for _ in range(2)] == [1, 2]
+    assert not audit.has_room
+    assert audit.record(Event.HIDDEN, "waits") == 3
+    assert [audit.record(Event.HIDDEN, "one too many") for _ in range(3)] == [4, 4, 4]  # and so no sign of its own
+    assert audit.written == 0
+    assert not audit.wait_written(1, 0.0)
+    sink.gate.set()
+    assert audit.wait_written(4, WAIT_S)
+    assert audit.written >= 4
+    assert audit.close() == 0
+    assert (audit.written, audit.has_room) == (len(sink.records), True)
+
+
 def test_a_stuck_journal_delays_no_caller() -> None:
     sink = Memory()
     sink.gate.clear()

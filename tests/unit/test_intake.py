@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pwd
 import resource
@@ -15,13 +16,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.index import NOW_NS, add, assert_counts_are_true, stem_of
+from tests.support.agent import perhaps_told_before
+from tests.support.index import NOW_NS, add, assert_counts_are_true, database, stem_of
 from tests.support.journal import Journal
 from tests.support.programs import need
 from tests.support.trees import need_root
 from tests.support.waiting import wait_for
 from tombsync import precedence
-from tombsync.audit import Event
+from tombsync.audit import QUEUE_RECORDS, Event, Record
 from tombsync.errors import IndexDamaged
 from tombsync.index import DeliveryOutcomes, Due, Facts, Outcome, Reader, SegmentRows, Writer, index_path
 from tombsync.intake import MISSED_AFTER_S, Intake, owner_name
@@ -585,3 +587,157 @@ def test_what_ends_a_hold_is_told_and_wakes_the_pushers(bench: Bench) -> None:
     (record,) = bench.journal.records(Event.HOLD_ENDED)
     assert (record["TOMBSYNC_PEER"], record["TOMBSYNC_COUNT"]) == ("node-c", "2")
     assert len(bench.journal.records(Event.HIDDEN)) == 3
+
+
+# -- what a killed agent could not tell --------------------------------------------------------------------------------
+
+
+class Refusing(Journal):
+    """A journal that can stop to take anything, as a journald that is gone."""
+
+    def __init__(self, capacity: int = QUEUE_RECORDS) -> None:
+        self.takes = True
+        super().__init__(capacity=capacity)
+
+    def send(self, record: Record) -> None:
+        """Raises OSError where it takes nothing."""
+        if not self.takes:
+            raise OSError(errno.ECONNREFUSED, "nobody listens")
+        super().send(record)
+
+
+def killed(bench: Bench, journal: Journal) -> None:
+    """The life ends without a word, and the next one begins with the index as it is and a journal of its own."""
+    bench.journal.audit.close(0.0)
+    bench.writer.close()
+    bench.writer = Writer(bench.path)
+    bench.journal = journal
+    bench.make(Tree(str(bench.root)))
+    bench.turn(later_s=0.001)
+
+
+def told_again(journal: Journal) -> list[str]:
+    """The stems of which it is said that they may have been told before."""
+    records = journal.records(Event.HIDDEN)
+    return [r["TOMBSYNC_SEGMENT"].rpartition("/")[2] for r in records if perhaps_told_before(r)]
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_what_was_hidden_and_is_not_in_the_journal_is_told_by_the_next_life(
+    at_once: int, tmp_path: Path, journal: Journal
+) -> None:
+    (tmp_path / "state").mkdir()
+    refusing = Refusing()
+    bench = Bench(tmp_path, tmp_path / "state", refusing)
+    stems = [stem_of(number) for number in range(6)]
+    bench.touch(*stems)
+    bench.see(*stems[:3])
+    assert len(refusing.records(Event.HIDDEN)) == 3
+    refusing.takes = False
+    for start in range(3, 6, at_once):
+        bench.see(*stems[start : start + at_once])
+    killed(bench, journal)
+    assert told_again(journal) == stems[3:]
+    (record, *_) = journal.records(Event.HIDDEN)
+    assert record["TOMBSYNC_SOURCE"] == "watch"
+    assert record["TOMBSYNC_ACTOR"] == pwd.getpwuid(os.geteuid()).pw_name
+    assert record["TOMBSYNC_HIDDEN_AT"] in record["MESSAGE"]
+    assert bench.metric("hide_seconds_count", source="watch") == 6  # telling again measures nothing
+    bench.close()
+
+
+def test_what_was_told_again_is_not_told_a_third_time(bench: Bench) -> None:
+    bench.touch("one", "two")
+    bench.see("one", "two")
+    with Journal() as second, Journal() as third:
+        killed(bench, second)  # nothing was written since, and so it is not known that the journal has them
+        assert told_again(second) == ["one", "two"]
+        bench.turn(later_s=0.001)  # any transaction
+        killed(bench, third)
+        assert told_again(third) == []
+
+
+def test_after_a_clean_end_nothing_is_told_again(bench: Bench) -> None:
+    bench.touch("one", "two")
+    bench.see("one")
+    bench.see("two")
+    bench.intake.close()
+    with Journal() as journal:
+        killed(bench, journal)
+        assert journal.records(Event.HIDDEN) == []
+
+
+def test_what_the_journal_does_not_take_until_the_end_is_told_again_after_a_clean_end(
+    tmp_path: Path, journal: Journal
+) -> None:
+    (tmp_path / "state").mkdir()
+    refusing = Refusing()
+    bench = Bench(tmp_path, tmp_path / "state", refusing)
+    bench.touch("one")
+    refusing.takes = False
+    bench.see("one")
+    bench.intake.close()
+    killed(bench, journal)
+    assert told_again(journal) == ["one"]
+    bench.close()
+
+
+def test_more_than_the_journal_has_room_for_is_told_as_it_takes_it(tmp_path: Path, bench: Bench) -> None:
+    """And what is hidden meanwhile is told, and is not taken for the end of it."""
+    stems = [stem_of(number) for number in range(3 * TRANSACTION_ROWS)]
+    bench.touch(*stems, "new")
+    bench.see(*stems)
+    bench.turn()
+    bench.turn()
+    small = Refusing(capacity=2 * TRANSACTION_ROWS)
+    small.takes = False
+    bench.writer.execute("UPDATE marker SET told_up_to = 0")
+    bench.writer.execute("UPDATE meta SET value = 0 WHERE key = 'told_up_to'")
+    killed(bench, small)  # as if its journal had taken nothing
+    bench.see("new")
+    assert small.audit.dropped == 0
+    with Journal() as journal:
+        killed(bench, journal)
+        assert told_again(journal) == [*stems, "new"]
+    small = Refusing(capacity=2 * TRANSACTION_ROWS)
+    bench.writer.execute("UPDATE marker SET told_up_to = 0")
+    bench.writer.execute("UPDATE meta SET value = 0 WHERE key = 'told_up_to'")
+    killed(bench, small)
+
+    def all_told() -> bool:
+        bench.turn(later_s=0.001)
+        return len(told_again(small)) == len(stems) + 1
+
+    wait_for(all_told, "all to be told")
+    assert small.audit.dropped == 0
+
+
+def test_what_came_by_an_inbox_and_more_than_one_page_is_told_again(bench: Bench) -> None:
+    stems = [stem_of(number) for number in range(TRANSACTION_ROWS + 1)]
+    bench.mailbox.put_sightings(
+        [Sighting(Marked(HOUR, stem), Source.INBOX, 0, sender="node-b", origin="node-c") for stem in stems]
+    )
+    bench.turn()
+    bench.turn()
+    with Journal() as journal:
+        killed(bench, journal)
+        again = told_again(journal)
+        # What the second transaction could know of the first is up to the journal's thread.
+        assert again == stems[-len(again) :]
+        record = journal.records(Event.HIDDEN)[-1]
+        assert record["TOMBSYNC_PEER"] == record["TOMBSYNC_ACTOR"] == "node-b"
+        assert record["TOMBSYNC_ORIGIN"] == "node-c"
+        assert "TOMBSYNC_ELAPSED_MS" not in record
+
+
+def test_an_index_of_before_tells_nothing_again(bench: Bench, journal: Journal) -> None:
+    bench.touch("one")
+    bench.see("one")
+    with database(bench.path) as connection:
+        connection.execute("DELETE FROM meta WHERE key = 'told_up_to'")
+        connection.execute("ALTER TABLE marker DROP COLUMN told_up_to")
+        connection.execute("ALTER TABLE peer DROP COLUMN marker_seen")
+        connection.execute("PRAGMA user_version = 3")
+    with Journal() as second:
+        killed(bench, second)
+        assert second.records() == []

@@ -203,6 +203,13 @@ def test_jitter_spreads(count: int, dead_for_s: float, one: float, other: float)
     assert plan.backoff_s(count, dead_for_s, random=0.0) < plan.backoff_s(count, dead_for_s, random=0.9)
 
 
+@given(failures, st.floats(0, 1e9), randoms, st.floats(0, 1e9))
+def test_the_time_of_a_lost_session_counts_as_waited(count: int, dead_for_s: float, random: float, up: float) -> None:
+    whole = plan.backoff_s(count, dead_for_s, random=random)
+    rest = plan.backoff_s(count, dead_for_s, random=random, up_for_s=up)
+    assert rest == max(1.0, whole - up)
+
+
 round_trips = st.floats(0, 100)
 services = st.floats(1e-6, 1)
 

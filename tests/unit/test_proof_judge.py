@@ -13,7 +13,7 @@ from tombsync.index import DeliveryRow, PeerRow
 from tombsync.names import Hour, Marked
 from tombsync.peers import Answer
 from tombsync.plan import State
-from tombsync.proof import Heard, Question, Stand, blocked_by, stand
+from tombsync.proof import Heard, Question, Stand, blocked_by, held_elsewhere, stand
 
 ASKED_NS, CONFIRMED_NS, NOW_NS = 1_000, 2_000, 9_000
 SILENT = PeerTimeout("node-b", "12 questions wait")
@@ -189,3 +189,46 @@ def test_a_name_with_a_line_break_stays_in_its_line() -> None:
 
 def test_nothing_to_ask_blocks_nothing() -> None:
     assert blocked(heard(), []) == ""
+
+
+# -- whether a mark may be taken back ----------------------------------------------------------------------------------
+
+
+def elsewhere(answers: Heard, questions: Sequence[Question], *, kept: bool = False) -> str:
+    return held_elsewhere(answers, questions, kept_the_place=lambda peer, marked: kept)
+
+
+@pytest.mark.parametrize("state", State, ids=lambda state: state.word)
+def test_only_who_has_it_not_lets_a_mark_be_taken_back(state: State) -> None:
+    answers = heard(Answer(1, state), Answer(2, State.PENDING))
+    reason = elsewhere(answers, asked(1, 2))
+    assert (reason == "") is (state in {State.PENDING, State.HOUR_GONE, State.NOT_SERVED})
+    assert state.word in reason or not reason
+
+
+@pytest.mark.parametrize("seen", State, ids=lambda state: state.word)
+@pytest.mark.parametrize("marker_there", [False, True])
+@pytest.mark.parametrize("hour", [HOUR, OTHER_PLACE], ids=["there", "elsewhere"])
+def test_a_gone_hour_lets_a_mark_go_only_where_something_of_its_place_is_seen(
+    seen: State, marker_there: bool, hour: Hour
+) -> None:
+    """Else its quality may be unmounted at that moment, and come back with the tombstone in it."""
+    answers = heard(Answer(1, State.HOUR_GONE), Answer(2, seen))
+    answers.marker_there = marker_there
+    reason = elsewhere(answers, [*asked(1), witness(2, hour)])
+    shown = hour is HOUR and seen in (State.CONFIRMED, State.NOT_DURABLE, State.PENDING)
+    assert (reason == "") is shown
+    assert shown or "is its tree mounted whole?" in reason
+
+
+def test_a_place_that_is_not_served_lets_a_mark_go_only_where_the_tree_is_seen() -> None:
+    answers = heard(Answer(1, State.NOT_SERVED))
+    assert "is its tree mounted?" in elsewhere(answers, asked(1))
+    answers.marker_there = True
+    assert elsewhere(answers, asked(1)) == ""
+    assert "it kept that channel" in elsewhere(answers, asked(1), kept=True)
+
+
+def test_silence_lets_no_mark_go() -> None:
+    assert elsewhere(heard(error=SILENT), asked(1)) == str(SILENT)
+    assert "not answered" in elsewhere(heard(Answer(2, State.PENDING)), asked(1, 2))

@@ -43,8 +43,9 @@ class Journal(Audit):
         super().__init__("node-a", StderrSink())
         self.records: list[tuple[Event, str, dict[str, Any]]] = []
 
-    def record(self, event: Event, message: str, **fields: Any) -> None:
+    def record(self, event: Event, message: str, **fields: Any) -> int:
         self.records.append((event, message, fields))
+        return len(self.records)
 
     def count(self, event: Event) -> int:
         return sum(1 for found, _, _ in self.records if found is event)
@@ -750,6 +751,41 @@ def test_a_session_that_stood_for_a_while_makes_a_fresh_start(world: World) -> N
     assert world.up()
 
 
+def test_an_outage_of_hours_is_forgotten_once_the_peer_can_be_reached(world: World) -> None:
+    """As of a peer that was off, and whose sshd is restarted a little after its boot."""
+    world.peer.down = PeerUnreachable("node-b")
+    log_in_for(world, 7200)
+    world.peer.down = None
+    world.later(LONG_S)
+    world.run()
+    world.later(5)
+    world.sessions[-1].lose()
+    world.turn()
+    assert not world.up()
+    world.later(2)
+    world.turn()
+    assert world.up()
+
+
+@pytest.mark.parametrize("session_s", [10, 30, 50])
+def test_a_peer_that_does_not_stay_is_waited_for_the_rest_of_a_minute(world: World, session_s: int) -> None:
+    logins_at: list[float] = []
+    down_s = 0
+    for _ in range(3600):
+        if world.up() and world.now - logins_at[-1] >= session_s:
+            world.sessions[-1].lose()
+        before = world.peer.logins
+        world.turn()
+        if world.peer.logins > before:
+            logins_at.append(world.now)
+        down_s += not world.up()
+        world.later(1)
+    gaps = [later - at for at, later in pairwise(logins_at)]
+    assert max(gaps) <= 77
+    assert all(gap >= 59 for gap in gaps[-20:])  # a login a minute, as with a dead one
+    assert down_s / len(logins_at) <= 77 - session_s
+
+
 @given(st.integers())
 def test_no_jitter_lets_a_peer_dead_for_ten_minutes_be_asked_more_than_once_a_minute(seed: int) -> None:
     jitter = random.Random(seed)
@@ -771,6 +807,22 @@ def test_an_idle_session_is_pinged_and_a_dead_one_noticed(world: World) -> None:
         world.later(PING_INTERVAL_S + 1)
         world.turn(3)
         assert world.sessions[-1].pings == pings
+
+
+@pytest.mark.parametrize("had_it", [True, False])
+def test_a_root_marker_that_was_seen_is_missed_by_the_next_life_too(world: World, *, had_it: bool) -> None:
+    if had_it:
+        world.peer.make_directory(OWN_DIRECTORY)
+    world.turn(3)
+    world.commit()
+    world.restart()
+    if had_it:
+        world.peer.remove(OWN_DIRECTORY)
+    for _ in range(3):
+        world.turn(3)
+        world.later(CANARY_LOST_AFTER_S / 2)
+    world.turn(3)
+    assert world.journal.count(Event.CANARY_LOST) == had_it
 
 
 def test_a_broken_way_is_told_although_nobody_marks_and_whatever_the_session(world: World) -> None:

@@ -13,7 +13,7 @@ import pytest
 from tests.support.index import BAD_UTF8, HOUR, NEXT_HOUR, assert_counts_are_true, kill, said, seen, start_python
 from tests.support.journal import Journal
 from tombsync.audit import Event
-from tombsync.daemon import holding, request_release, request_resume, taking_back
+from tombsync.daemon import holding, refused_because, reloading, request_release, request_resume, taking_back
 from tombsync.daemon.pushers import Pushers
 from tombsync.daemon.requests import Requests
 from tombsync.index import Reader, Writer, index_path
@@ -265,3 +265,29 @@ def test_what_cannot_be_read_is_left_alone(bench: Bench) -> None:
     bench.work()
     bench.work()
     assert len(bench.left()) == 3
+
+
+# -- reload ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reason", ["", "a change of root takes a restart"])
+def test_whoever_asks_for_a_reload_learns_what_came_of_it(bench: Bench, reason: str) -> None:
+    with reloading(bench.state) as path:
+        bench.take()
+        bench.take()
+        assert bench.requests.take_reloads() == [path]
+        assert os.path.exists(path)
+        bench.requests.answer([path], reason)
+        assert not os.path.exists(path)
+        assert refused_because(path) == reason
+    assert bench.left() == []
+    assert bench.requests.take_reloads() == []
+
+
+def test_a_reload_that_nobody_waits_for_is_none(bench: Bench) -> None:
+    with reloading(bench.state) as path:
+        text = Path(path).read_text()
+    Path(path).write_text(text)  # as somebody left it who died
+    bench.take()
+    assert bench.requests.take_reloads() == []
+    assert bench.left() == []

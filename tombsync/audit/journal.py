@@ -130,6 +130,7 @@ class Audit:
         self._condition = threading.Condition()  # its lock is re-entrant: a signal handler may record, too
         self._queue: deque[_Entry] = deque()  # under the condition, like all below
         self._finished = 0  # of the oldest in the queue, those that are done with; written by the audit thread
+        self._accepted = self._left = 0  # records ever taken into the queue, and those that left it
         self._dropped = 0
         self._unreported = 0  # of the dropped, those that no record tells of yet
         self._closing_at: float | None = None  # monotonic: when the thread gives up
@@ -140,6 +141,16 @@ class Audit:
     def dropped(self) -> int:
         """How many records were lost so far: the queue was full, journald was gone at the end."""
         return self._dropped
+
+    @property
+    def written(self) -> int:
+        """How many of the accepted records are done with: what `record` returned is counted like this."""
+        return self._left
+
+    @property
+    def has_room(self) -> bool:
+        """Whether less than half of the queue is taken: what can wait need not be lost."""
+        return self._accepted - self._left < self._capacity // 2
 
     def start(self) -> None:
         """Start writing, in a thread of our own. Once is enough, a second call does nothing."""
@@ -161,8 +172,10 @@ class Audit:
         actor: str | None = None,
         elapsed_ms: float | None = None,
         **fields: str | int,
-    ) -> None:
+    ) -> int:
         """Put one record into the queue, with the time of this call. Never waits for the journal and never raises.
+
+        Returns how many were accepted by now: when as many are `written`, this one is in the journal.
 
         `marked` gives segment, channel, quality and hour; `hour` the last three; `segment` is for a path that did not
         parse. Further `fields` become TOMBSYNC_<NAME>. Where the queue is full the record is dropped and counted.
@@ -175,7 +188,14 @@ class Audit:
                 self._unreported += 1
             else:
                 self._queue.append(entry)
+                self._accepted += 1
                 self._condition.notify()
+            return self._accepted
+
+    def wait_written(self, accepted: int, timeout_s: float) -> bool:
+        """Wait until so many records are written; whether they are."""
+        with self._condition:
+            return self._condition.wait_for(lambda: self._left >= accepted, timeout_s)
 
     def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> int:
         """Write what waits, for at most `timeout_s`, and stop; returns how many accepted records were lost by that."""
@@ -242,6 +262,7 @@ class Audit:
                 if not self._queue or self._queue[0] is not entry:
                     return  # close() gave up on the rest meanwhile
                 self._queue.popleft()
+                self._left += 1
             self._finished = 0
             self._dropped += lost
             self._unreported += lost
@@ -250,6 +271,8 @@ class Audit:
             if len(entries) > lost and self._unreported and room and not self._ended:
                 count, self._unreported = self._unreported, 0
                 self._queue.append(_lost(self._wall(), count))
+                self._accepted += 1
+            self._condition.notify_all()  # whoever waits for what was written
 
     def _pause(self, wait_s: float) -> None:
         """Wait before the next try; not for long when told to close."""

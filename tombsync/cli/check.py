@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
 import click
@@ -12,6 +13,8 @@ import click
 from tombsync import confine, errors
 from tombsync.cli.common import Place, json_option, open_reader, place_options, say, say_json
 from tombsync.cli.peer import walk
+from tombsync.cli.peer.files import require_roots
+from tombsync.cli.peer.names import settings_path
 from tombsync.config import PeerSettings, Settings
 from tombsync.tree import Tree, directory_names, identities
 
@@ -46,6 +49,7 @@ def check(place: Place, no_network: bool, as_json: bool) -> int:
     settings = place.settings()
     findings = [Finding("ok", "settings", f"{len(settings.peers)} peers, node {settings.node}")]
     findings += [*check_tree(settings), *check_state(settings), *check_kernel(settings), *_check_keys(settings)]
+    findings += _check_files(settings, settings_path(place))
     if not no_network:
         findings += _check_peers(settings)
     if as_json:
@@ -193,6 +197,20 @@ def _check_keys(settings: Settings) -> Iterator[Finding]:
             require_usable(target_of(peer, settings.node))
         except errors.PeerError as exc:
             yield _of_peer("failed", exc)
+
+
+def _check_files(settings: Settings, path: str) -> Iterator[Finding]:
+    """Whether somebody else could change what decides whom the agent delivers to, and whom it takes for that."""
+    places: dict[str, errors.NotRootsAlone] = {}
+    for name in [path, *(name for peer in settings.peers for name in (peer.known_hosts, peer.key))]:
+        with suppress(errors.FileRefused):  # what cannot be looked at cannot be used either, and that is told
+            try:
+                require_roots(os.path.abspath(name))
+            except errors.NotRootsAlone as exc:
+                places.setdefault(exc.path, exc)
+    for place, error in places.items():
+        text = f"somebody else may change {place}, and so whom the agent delivers to: {error.reason}"
+        yield Finding("warning", "files", text, error.hint)
 
 
 def _of_peer(level: str, exc: errors.PeerError) -> Finding:

@@ -61,7 +61,7 @@ def _journal(ctx: click.Context, param: click.Parameter, value: str | None) -> s
 
 
 @click.command()
-@click.argument("stem", required=False)
+@click.argument("stem", required=False, shell_complete=complete.marks)
 @place_options
 @click.option("--since", callback=_since, metavar="WHEN", help="Only what is newer: an age (7d) or a time in UTC.")
 @click.option("--follow", "-f", is_flag=True, help="Go on, and show each record as it comes.")

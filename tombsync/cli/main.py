@@ -31,6 +31,7 @@ _COMMANDS = {
     "report": "report:report",
     "log": "log:log",
     "rescan": "rescan:rescan",
+    "reload": "reload:reload",
     "adopt-root": "adopt_root:adopt_root",
     "peer": "peer:peer",
     "demo": "demo.command:demo",

@@ -30,19 +30,18 @@ from tombsync.cli.common import (
 from tombsync.cli.mark import claimed_actor
 from tombsync.cli.progress import Bar
 from tombsync.cli.records import Records
-from tombsync.cli.segments import ask_peers, named_markers
+from tombsync.cli.segments import ask_peers, kept_the_place, named_markers
 from tombsync.config import PeerSettings, Settings
 from tombsync.index import MarkerRow, Reader
 from tombsync.names import Hour, Marked, printable
 from tombsync.tree import DataFile, Tree, delete_data, list_data, remember_purge
 
 _PAGE = 500
-_WITNESSES = 8  # of each channel and quality: hours in which a peer had tombstones, and most likely still has one
 _SHOWN = 50
 
 
 @click.command()
-@click.argument("stems", nargs=-1, metavar="[STEM...]")
+@click.argument("stems", nargs=-1, metavar="[STEM...]", shell_complete=complete.marks)
 @place_options
 @click.option(
     "--older-than", callback=seconds_of, metavar="AGE", help="All that was hidden so long ago, like 7d or 12h."
@@ -232,17 +231,8 @@ def _require_everywhere(
     from tombsync.proof import blocked_by
 
     rows = {row.marker: row for row, _ in files}
-    places = {(row.marked.hour.channel, row.marked.hour.quality) for row in rows.values()}
-
-    def witnesses(peer: str) -> list[tuple[int, Marked]]:
-        return [one for place in places for one in reader.confirmed_of(peer, *place, limit=_WITNESSES)]
-
-    heard = ask_peers(settings, reader, peers, rows.values(), witnesses=witnesses)
-
-    def kept_the_place(peer: str, marked: Marked) -> bool:
-        return reader.has_confirmed_of(peer, marked.hour.channel, marked.hour.quality)
-
-    reasons = [reason for each, asked in heard if (reason := blocked_by(each, asked, kept_the_place=kept_the_place))]
+    heard, kept = ask_peers(settings, reader, peers, rows.values(), with_witnesses=True), kept_the_place(reader)
+    reasons = [reason for each, asked in heard if (reason := blocked_by(each, asked, kept_the_place=kept))]
     if reasons:
         raise errors.PurgeBlocked(tuple(reasons))
 

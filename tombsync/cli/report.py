@@ -52,7 +52,7 @@ def report() -> None:
 
 
 @report.command()
-@click.argument("stems", nargs=-1, required=True, metavar="STEM...")
+@click.argument("stems", nargs=-1, required=True, metavar="STEM...", shell_complete=complete.marks)
 @place_options
 @click.option("--live", is_flag=True, help="Ask every peer now.")
 @click.option(

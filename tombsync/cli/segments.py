@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 NOT_SENT = "not sent to peers: it is no regular file, or its name may not cross a border"
 _PAGE = 500
+_WITNESSES = 8  # of each channel and quality: hours in which a peer had tombstones, and most likely still has one
 _MOST_HOURS = 1000  # in which one stem may be marked, and be named without its hour; it stands in one, but for copies
 
 
@@ -62,16 +63,17 @@ def ask_peers(
     peers: Sequence[PeerSettings],
     rows: Iterable[MarkerRow],
     *,
-    witnesses: Callable[[str], Iterable[tuple[int, Marked]]] | None = None,
+    with_witnesses: bool = False,
 ) -> list[tuple[Heard, list[Question]]]:
     """Ask these peers now about these markers, and whether they have data: what each heard and was asked.
 
-    `witnesses`: by the name of a peer, key and path of the markers to ask it for besides (see Question).
+    `with_witnesses`: also for tombstones that a peer confirmed in the same channels and qualities (see Question).
     """
     from tombsync.daemon import target_of, target_text
     from tombsync.proof import Question, ask
 
     rows = list(rows)
+    places = {row.marked.hour[:2] for row in rows} if with_witnesses else set()
     known = {row.name: row.target for row in reader.peers()}
     states = {row.marker: {d.peer: d.state for d in reader.deliveries(row.marker)} for row in rows}
     questions = {}
@@ -83,12 +85,18 @@ def ask_peers(
         ]
         asked += [
             Question(marker, marked, durable=same, witness=True)
-            for marker, marked in (witnesses(peer.name) if witnesses is not None else ())
+            for place in places
+            for marker, marked in reader.confirmed_of(peer.name, *place, limit=_WITNESSES)
             if marker not in states
         ]
         questions[target_of(peer, settings.node)] = asked
     with Bar(f"asking {len(questions)} peers") as bar:
         return list(zip(ask(questions, data=True, on_progress=bar.show), questions.values(), strict=True))
+
+
+def kept_the_place(reader: Reader) -> Callable[[str, Marked], bool]:
+    """Whether a peer, by its name, once had tombstones of the channel and quality of a segment."""
+    return lambda peer, marked: reader.has_confirmed_of(peer, marked.hour.channel, marked.hour.quality)
 
 
 def tell_segments(settings: Settings, reader: Reader, stems: Sequence[str], *, live: bool, as_json: bool) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from tombsync.cli import complete
 from tombsync.cli.common import (
     Place,
     age,
@@ -29,7 +30,7 @@ from tombsync.timeline import iso
 
 
 @click.command()
-@click.argument("stems", nargs=-1, metavar="[STEM...]")
+@click.argument("stems", nargs=-1, metavar="[STEM...]", shell_complete=complete.marks)
 @place_options
 @click.option("--pending", is_flag=True, help="List what is not everywhere yet, and why.")
 @click.option("--limit", default=1000, show_default=True, help="With --pending: lines of each peer at most.")

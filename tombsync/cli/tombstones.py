@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import click
 
+from tombsync.cli import complete
 from tombsync.cli.common import Place, json_option, open_reader, owner, place_options, say_json, say_table, when
 from tombsync.index import MarkerRow, Reader, tombstone_facts
 from tombsync.plan import State
@@ -15,7 +16,7 @@ _PAGE = 500
 
 @click.command()
 @place_options
-@click.option("--channel", help="Only this channel.")
+@click.option("--channel", shell_complete=complete.known_channels, help="Only this channel.")
 @click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="How many at most.")
 @json_option
 def tombstones(place: Place, channel: str | None, limit: int, as_json: bool) -> None:

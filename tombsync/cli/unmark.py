@@ -11,6 +11,7 @@ import click
 
 from tombsync import errors
 from tombsync.audit import Event
+from tombsync.cli import complete
 from tombsync.cli.common import (
     Place,
     agent_runs,
@@ -35,7 +36,7 @@ from tombsync.cli.mark import claimed_actor
 from tombsync.cli.progress import Bar
 from tombsync.cli.records import Records
 from tombsync.cli.release import held_rows
-from tombsync.cli.segments import ask_peers, named_markers
+from tombsync.cli.segments import ask_peers, kept_the_place, named_markers
 from tombsync.config import Settings
 from tombsync.index import MarkerRow, Reader
 from tombsync.names import Hour, printable
@@ -50,7 +51,7 @@ _MOST_REASONS = 5
 
 
 @click.command()
-@click.argument("stems", nargs=-1, metavar="[STEM...]")
+@click.argument("stems", nargs=-1, metavar="[STEM...]", shell_complete=complete.marks)
 @place_options
 @click.option("--held", is_flag=True, help="All that waits for `tombsync release`, as very much was marked at once.")
 @click.option("--reason", default="", metavar="TEXT", help="Why, for the journal.")
@@ -83,9 +84,10 @@ def unmark(
     """Take mistaken marks back, while no node but this one has them.
 
     Only what is pending or held to every peer, and only where each peer answers now that it has no such tombstone: one
-    that has it would give it back. Then the tombstone is removed and the segment is listed again. An archive's own
-    backfiller may have listed the tombstone before, so the peers are asked once more after ten minutes. Nodes that are
-    not configured are not asked.
+    that has it would give it back. Where a peer says that it keeps no such hour or channel, something else must be seen
+    to stand there: its tree may be unmounted just now. Then the tombstone is removed and the segment is listed again.
+    An archive's own backfiller may have listed the tombstone before, so the peers are asked once more after ten
+    minutes. Nodes that are not configured are not asked.
 
     STEM is a stem, or a path as `tombsync mark` takes it. Exit code 0: all is taken back, 1: nothing, 3: a part, or a
     peer has it all the same.
@@ -176,8 +178,8 @@ def _elsewhere(settings: Settings, reader: Reader, rows: Sequence[MarkerRow]) ->
     from tombsync.proof import held_elsewhere
 
     sent = [row for row in rows if row.pushable]  # no other name may cross a border, and none was sent
-    heard = ask_peers(settings, reader, settings.peers, sent)
-    return {each.peer: why for each, asked in heard if (why := held_elsewhere(each, asked))}
+    heard, kept = ask_peers(settings, reader, settings.peers, sent, with_witnesses=True), kept_the_place(reader)
+    return {each.peer: why for each, asked in heard if (why := held_elsewhere(each, asked, kept_the_place=kept))}
 
 
 def _refuse(reasons: Sequence[str]) -> None:

@@ -201,7 +201,7 @@ class Agent:
         server.start()
         stack.callback(_close_http, server, pages)
         stack.callback(checkpointer.close)
-        stack.callback(stop_workers, crew, pushers, watch, rescan, mailbox, inbox)
+        stack.callback(stop_workers, crew, pushers, watch, rescan, mailbox, inbox, intake)
         first: list[Worker] = [checkpointer, intake]
         for worker in first:
             crew.drive(worker)

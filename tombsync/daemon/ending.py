@@ -20,7 +20,7 @@ STOP_TIMEOUT_S = 4.0  # all threads together; what is cut short is done again af
 
 
 def stop_workers(
-    crew: Crew, pushers: Pushers, watch: Watch, rescan: Rescan, mailbox: Mailbox, inbox: Inbox | None
+    crew: Crew, pushers: Pushers, watch: Watch, rescan: Rescan, mailbox: Mailbox, inbox: Inbox | None, intake: Intake
 ) -> None:
     """Stop everything but what writes the index, have that write what was handed over, and stop it too."""
     deadline = time.monotonic() + STOP_TIMEOUT_S
@@ -45,6 +45,8 @@ def stop_workers(
             pusher.close()
         else:  # what it holds stays open to whoever still runs, and nothing stays untold
             pusher.tell_committed()
+    if intake.name not in still_running:
+        intake.close()
     if rescan.name not in still_running:
         rescan.close()
     if inbox is not None and inbox.name not in still_running:

@@ -67,6 +67,7 @@ def rescan_once(
         finally:
             mailbox.close()
             driver.stop()
-            driver.join(_STOP_TIMEOUT_S)
+            if driver.join(_STOP_TIMEOUT_S):
+                intake.close()
             rescan.close()
         return time.monotonic() - begun, rescan.unreadable[kind.value]

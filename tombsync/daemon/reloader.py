@@ -41,17 +41,18 @@ class Reloader:
         self._inbox = inbox
         self._audit = audit
 
-    def reload(self) -> bool:
-        """Begin to take up what the settings say now; whether they are taken. Peers are exchanged in later turns."""
+    def reload(self) -> str:
+        """Begin to take up what the settings say now; why they are not taken, "" where they are.
+
+        Peers are exchanged in later turns.
+        """
         try:
             new = self._load()
         except errors.BadSettings as exc:
-            self._refuse("; ".join(map(str, exc.problems)), "")
-            return False
+            return self._refuse("; ".join(map(str, exc.problems)), "")
         if keys := obstacles(self.settings, new, receives=self._inbox is not None):
             named = ", ".join(keys)
-            self._refuse(f"a change of {named} takes a restart of the agent (systemctl restart tombsync)", named)
-            return False
+            return self._refuse(f"a change of {named} takes a restart of the agent (systemctl restart tombsync)", named)
         old, self.settings = self.settings, new
         changes = peer_changes(old, new)
         self._pushers.change(changes)
@@ -62,8 +63,9 @@ class Reloader:
             self._inbox.change(boxes(new))
         named = ", ".join(change.name for change in changes) or "none"
         self._audit.record(Event.RELOADED, f"the settings were read again; peers exchanged: {named}", exchanged=named)
-        return True
+        return ""
 
-    def _refuse(self, reason: str, keys: str) -> None:
+    def _refuse(self, reason: str, keys: str) -> str:
         text = f"the settings were not taken, and those of before go on: {reason}"
         self._audit.record(Event.RELOAD_REFUSED, text, keys=keys)
+        return reason

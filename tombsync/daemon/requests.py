@@ -1,133 +1,28 @@
-"""What commands ask of the agent that only it can do, as it alone writes the index: small files in the state directory.
+"""What commands ask of the agent (see `asking`), done: the agent alone writes the index.
 
-A request is put in place whole and stays until it was done, so it also waits for an agent that is down. What takes
-marks back is under a lock of the command, and counts only as long as that lives: nobody else would ask the peers again.
+What takes marks back counts only as long as its command lives: nobody else would ask the peers again.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
 import threading
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from enum import StrEnum
-from typing import IO, Any, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
 
 from tombsync.audit import Audit, Event
+from tombsync.daemon.asking import DIRECTORY, LEASE, REFUSED, SUFFIX, WHILE_ALIVE, Kind, asker_lives
 from tombsync.daemon.pushers import Pushers
-from tombsync.errors import StateRefused
 from tombsync.index import DeliveriesHeld, HoldsEnded, HoldsEndedUpTo, MarksTakenBack
 from tombsync.names import Marked, printable
 from tombsync.work import TRANSACTION_ROWS, Batch, Mailbox, Source
 
 log = logging.getLogger(__name__)
 
-_DIRECTORY = "requests"
-_SUFFIX = ".json"
-_LEASE = ".lease"  # of a request that is done, and undone when whoever asked dies
 _T = TypeVar("_T")
-
-
-class _Kind(StrEnum):
-    RELEASE = "release"
-    HOLD = "hold"
-    RESUME = "resume"
-    TAKE_BACK = "take-back"
-
-
-_WHILE_ALIVE = (_Kind.HOLD, _Kind.TAKE_BACK)
-
-
-def request_release(state_dir: str, *, up_to: int, actor: str) -> str:
-    """Ask that every tombstone up to this marker that is held goes to the peers; the request's path, gone when it does.
-
-    Raises StateRefused.
-    """
-    return _put(state_dir, {"kind": _Kind.RELEASE, "up_to": up_to, "actor": actor})
-
-
-def request_resume(state_dir: str, markers: Sequence[int]) -> str:
-    """Ask that held deliveries of these markers go to the peers; as `request_release`."""
-    return _put(state_dir, {"kind": _Kind.RESUME, "markers": list(markers)})
-
-
-@contextmanager
-def holding(state_dir: str, markers: Sequence[int], *, pending: Sequence[int], actor: str) -> Iterator[str]:
-    """Ask that pending deliveries of these markers wait, and none of them is on its way any more, until the block ends.
-
-    Yields the request's path, gone when it is so. Whoever dies in the block has given up: what was `pending` goes on.
-    """
-    document = {"kind": _Kind.HOLD, "markers": list(markers), "pending": list(pending), "actor": actor}
-    with _while_alive(state_dir, document) as path:
-        yield path
-
-
-@contextmanager
-def taking_back(state_dir: str, markers: Sequence[int], *, actor: str, reason: str) -> Iterator[str]:
-    """Ask that these marks are forgotten: their tombstones were removed, and all their deliveries are held.
-
-    Yields the request's path, gone when it is done; what is not done when the block ends is not done any more.
-    """
-    document = {"kind": _Kind.TAKE_BACK, "markers": list(markers), "actor": actor, "reason": reason}
-    with _while_alive(state_dir, document) as path:
-        yield path
-
-
-@contextmanager
-def _while_alive(state_dir: str, document: dict[str, Any]) -> Iterator[str]:
-    """A request that counts only as long as whoever asks lives, which the lock on its file tells."""
-    fds: list[int] = []
-    path = _put(state_dir, document, locked=fds)
-    try:
-        yield path
-    finally:
-        for name in (path, path + _LEASE):  # in the order in which the agent renames
-            with suppress(OSError):
-                os.unlink(name)
-        os.close(fds[0])
-
-
-def _put(state_dir: str, document: dict[str, Any], *, locked: list[int] | None = None) -> str:
-    """`locked`: gets a descriptor of it that holds a lock, from before it can be seen."""
-    directory = os.path.join(state_dir, _DIRECTORY)
-    path = os.path.join(directory, f"{document['kind']}-{uuid.uuid4().hex}{_SUFFIX}")
-    new = path + ".new"
-    try:
-        os.makedirs(directory, mode=0o750, exist_ok=True)
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
-        with os.fdopen(fd, "w", encoding="utf-8") as file:
-            json.dump(document, file)
-            file.flush()
-            os.fsync(fd)
-            if locked is not None:
-                fcntl.flock(fd, fcntl.LOCK_EX)
-                locked.append(os.dup(fd))  # of one open file, and so of one lock
-        _give_to_owner(state_dir, directory, new)
-        os.rename(new, path)
-    except OSError as exc:
-        raise StateRefused(path, exc.strerror or str(exc)) from exc
-    return path
-
-
-def _asker_lives(file: IO[str]) -> bool:
-    """Whether whoever asked by this file, under a lock, is still there."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    return False
-
-
-def _give_to_owner(state_dir: str, *paths: str) -> None:
-    """What root puts there belongs to the agent's account, which must be able to read it and take it away."""
-    owner = os.stat(state_dir)
-    for path in paths:
-        if os.stat(path).st_uid != owner.st_uid:
-            os.chown(path, owner.st_uid, owner.st_gid)
 
 
 class Requests:
@@ -142,17 +37,32 @@ class Requests:
         is_gone: Callable[[Marked], bool],
     ) -> None:
         """`is_gone`: whether the tree stands and has no such tombstone; asked in the intake's thread."""
-        self._directory = os.path.join(state_dir, _DIRECTORY)
+        self._directory = os.path.join(state_dir, DIRECTORY)
         self._mailbox = mailbox
         self._audit = audit
         self._pushers = pushers
         self._is_gone = is_gone
         self._taken: set[str] = set()
         self._held: frozenset[int] = frozenset()  # replaced as a whole
+        self._reloads: list[str] = []
 
     def holds(self, marker: int) -> bool:
         """Whether a command that lives may be taking this mark back; from any thread."""
         return marker in self._held
+
+    def take_reloads(self) -> list[str]:
+        """The requests of a reload that came since this was asked last."""
+        reloads, self._reloads = self._reloads, []
+        return reloads
+
+    @staticmethod
+    def answer(paths: Iterable[str], refused_because: str) -> None:
+        """These are done, or are not for a reason."""
+        for path in paths:
+            if refused_because:
+                with suppress(OSError), open(path + REFUSED, "x", encoding="utf-8") as file:
+                    file.write(refused_because)
+            _remove(path)
 
     def take(self) -> None:
         """Begin what is asked for."""
@@ -163,9 +73,9 @@ class Requests:
         held: set[int] = set()
         for name in sorted(names):
             path = os.path.join(self._directory, name)
-            if name.endswith(_LEASE):
+            if name.endswith(LEASE):
                 held.update(self._look_after(path))
-            elif name.endswith(_SUFFIX) and path not in self._taken:
+            elif name.endswith(SUFFIX) and path not in self._taken:
                 self._taken.add(path)
                 self._begin(path)
         self._held = frozenset(held)
@@ -174,7 +84,7 @@ class Requests:
         try:
             with open(path, encoding="utf-8") as file:
                 document = json.load(file)
-                if document["kind"] in _WHILE_ALIVE and not _asker_lives(file):
+                if document["kind"] in WHILE_ALIVE and not asker_lives(file):
                     log.warning("%s: whoever asked for it has died, and so it is not done", path)
                     _remove(path)
                     return
@@ -190,17 +100,19 @@ class Requests:
     def _batches(self, path: str, document: dict[str, Any]) -> Iterable[Batch]:
         """What does it. Raises KeyError, TypeError, ValueError."""
         match document["kind"]:
-            case _Kind.RELEASE:
+            case Kind.RELEASE:
                 yield self._release(path, int(document["up_to"]), str(document["actor"]), 0)
-            case _Kind.RESUME:
+            case Kind.RESUME:
                 yield from self._resume(path, _markers_of(document))
-            case _Kind.HOLD:
+            case Kind.HOLD:
                 markers = _markers_of(document)
                 parts = list(_parts(markers))
                 done = _After(len(parts), lambda: self._withdraw(path, frozenset(markers)))
                 yield from (DeliveriesHeld(part, done.one) for part in parts)
-            case _Kind.TAKE_BACK:
+            case Kind.TAKE_BACK:
                 yield from self._take_back(path, document)
+            case Kind.RELOAD:
+                self._reloads.append(path)  # the supervisor's own
             case kind:
                 raise ValueError(f"no kind of request: {kind!r}")
 
@@ -234,7 +146,7 @@ class Requests:
         try:
             with open(path, encoding="utf-8") as file:
                 document = json.load(file)
-                alive = _asker_lives(file)
+                alive = asker_lives(file)
             if alive or path in self._taken:
                 return _markers_of(document)
             pending, actor = [int(marker) for marker in document["pending"]], str(document["actor"])
@@ -315,7 +227,7 @@ def _markers_of(document: dict[str, Any]) -> list[int]:
 def _keep_as_lease(path: str) -> None:
     """It is done, for as long as the command lives; one that has given up has taken the file away."""
     with suppress(OSError):
-        os.rename(path, path + _LEASE)
+        os.rename(path, path + LEASE)
 
 
 def _remove(path: str) -> None:

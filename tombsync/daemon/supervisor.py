@@ -49,6 +49,7 @@ class Supervisor:
         self._state = state
         self._ready = False
         self._reloading = False
+        self._reloads: list[str] = []  # requests that wait for the end of this reload
 
     def run(self) -> None:
         """Until SIGTERM. Raises WorkerDied, RootReturned."""
@@ -85,13 +86,17 @@ class Supervisor:
 
     def _reload(self) -> None:
         """One reload after the other, and none before the agent is ready."""
-        if not self._reloading and self._signals.reload:
-            self._signals.reload = False
-            self._reloading = True
-            self._notifier.reloading()
-            self._reloader.reload()
+        if not self._reloading:
+            self._reloads = self._requests.take_reloads()
+            if self._signals.reload or self._reloads:
+                self._signals.reload = False
+                self._reloading = True
+                self._notifier.reloading()
+                if refused_because := self._reloader.reload():
+                    self._requests.answer(self._reloads, refused_because)
         if self._reloading:
             self._pushers.turn()
             if not self._pushers.changing:
                 self._reloading = False
+                self._requests.answer(self._reloads, "")
                 self._notifier.ready()

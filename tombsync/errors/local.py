@@ -210,6 +210,17 @@ class AgentSlow(TombsyncError):
 
 
 @dataclass(eq=False)
+class ReloadRefused(TombsyncError):
+    """The running agent did not take up the settings as they are now; it goes on with those of before."""
+
+    reason: str
+    hint: str = "correct the settings, or restart the agent where that says so; until then those of before go on"
+
+    def __str__(self) -> str:
+        return f"the settings were not taken: {self.reason}"
+
+
+@dataclass(eq=False)
 class AgentRefused(TombsyncError):
     """The running agent belongs to another account."""
 

@@ -289,6 +289,20 @@ class PeerVerified:
 
 
 @dataclass
+class PeerMarkerSeen:
+    """The root marker of a peer's tree was seen there: from now on it is missed where it is not."""
+
+    peer: int
+    rows: int = 1
+
+    def apply(self, writer: Writer) -> None:
+        writer.execute("UPDATE peer SET marker_seen = 1 WHERE id = ?", (self.peer,))
+
+    def committed(self) -> None:
+        pass
+
+
+@dataclass
 class Facts:
     """Values of the agent's own that commands read from the index: a rescan's progress, when it ended."""
 

@@ -16,6 +16,7 @@ from tombsync.plan import Breaker, State
 from tombsync.work import Sight, Sighting, Source
 
 _COLUMNS = "stem, hour, hidden_at_ns, in_tree, pushable, source, ctime_ns, owner_uid, sender, origin, meant"
+_ALONE = f"{_COLUMNS}, told_up_to"  # of one that is recorded without a transaction around it
 
 
 class Hidden(NamedTuple):
@@ -54,6 +55,7 @@ class Hiding(PeerRows):
 
     _marked_hours: set[int]
     _miscounted: bool
+    told_up_to: int  # that marker and all before it are in the journal; the next that is recorded keeps it
 
     def hour_id(self, hour: Hour) -> int:
         """The key of an hour."""
@@ -175,8 +177,8 @@ class Hiding(PeerRows):
         self._marked_hours.add(hour)
         _, *rest = _row(sighting, sight)
         cursor = self.execute(
-            f"INSERT OR IGNORE INTO marker ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (stem, hour, now_ns, *rest),
+            f"INSERT OR IGNORE INTO marker ({_ALONE}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (stem, hour, now_ns, *rest, self.told_up_to),
         )
         return Hidden(cursor.lastrowid or 0, sighting, sight, pushable, now_ns) if cursor.rowcount == 1 else None
 

@@ -73,7 +73,10 @@ class MarkerRow:
 
 @dataclass(frozen=True, slots=True)
 class PeerRow:
-    """A peer as the agent last saw it. Times are wall time in nanoseconds."""
+    """A peer as the agent last saw it. Times are wall time in nanoseconds.
+
+    `marker_seen`: its tree had its root marker once.
+    """
 
     peer: int
     name: str
@@ -85,6 +88,7 @@ class PeerRow:
     verified_at_ns: int | None
     counts: dict[State, int]
     oldest_unconfirmed_ns: int | None
+    marker_seen: bool = False
 
 
 class Reader(Hours, Proofs):
@@ -246,9 +250,11 @@ class Reader(Hours, Proofs):
                 row[7],
                 counts.get(row[0], {}),
                 self.oldest_unconfirmed_ns(row[0]),
+                bool(row[8]),
             )
             for row in self._all(
-                "SELECT id, name, target, up, changed_at_ns, error, error_at_ns, verified_at_ns FROM peer ORDER BY name"
+                "SELECT id, name, target, up, changed_at_ns, error, error_at_ns, verified_at_ns, marker_seen"
+                " FROM peer ORDER BY name"
             )
         ]
 

@@ -17,6 +17,8 @@ APPLICATION_ID = 0x746F6D62  # "tomb": PRAGMA application_id tells our file from
 HOUR_BITS = 27  # 2^27 hours are 15,300 years
 HOUR_MASK = (1 << HOUR_BITS) - 1
 
+TOLD_UP_TO = "told_up_to"  # the fact of that name
+
 # Of a delivery. A query must say it in these very words to be answered from the partial index of that name.
 IS_OPEN = f"state <= {State.HELD:d}"
 IS_HELD = f"state = {State.HELD:d}"
@@ -127,8 +129,17 @@ UPDATE marker SET meant = 1 WHERE sender IS NOT NULL;
 CREATE INDEX delivery_held ON delivery (marker) WHERE {IS_HELD};
 """
 
+# Version 4: of what is recorded, up to which key it is in the journal as well: a fact of that name, and in a marker
+# what was known of it when that was recorded (a statement alone, in which no fact is written). And of each peer,
+# whether the root marker of its tree was ever seen there.
+_VERSION_4 = f"""
+ALTER TABLE marker ADD COLUMN told_up_to INTEGER NOT NULL DEFAULT 0;
+INSERT OR REPLACE INTO meta SELECT '{TOLD_UP_TO}', coalesce(max(id), 0) FROM marker;
+ALTER TABLE peer ADD COLUMN marker_seen INTEGER NOT NULL DEFAULT 0;
+"""
+
 # One script per version; the index's `user_version` says how many have run.
-MIGRATIONS = (_VERSION_1, _VERSION_2, _VERSION_3)
+MIGRATIONS = (_VERSION_1, _VERSION_2, _VERSION_3, _VERSION_4)
 
 # The file name of a row.
 ROW_NAME = f"stem || iif(ext = {Kind.TS:d}, '.ts', '.json')"

@@ -12,11 +12,11 @@ from typing import Any
 
 from tombsync.index import files
 from tombsync.index.deliveries import Tally
-from tombsync.index.hiding import Hiding
-from tombsync.index.schema import HOUR_BITS, IS_HIDDEN, from_key, hour_id, hour_of, place_range, to_key
+from tombsync.index.hiding import Hidden, Hiding
+from tombsync.index.schema import HOUR_BITS, IS_HIDDEN, TOLD_UP_TO, from_key, hour_id, hour_of, place_range, to_key
 from tombsync.names import EXTENSION, Hour, Kind, Marked, classify
 from tombsync.plan import State
-from tombsync.work import Batch
+from tombsync.work import Batch, Sight, Sighting, Source
 
 
 class Writer(Hiding):
@@ -33,6 +33,7 @@ class Writer(Hiding):
         try:
             with files.translated(self.path):
                 self.load()
+                self.told_up_to = self._kept_told_up_to = self._load_told_up_to()
                 # Only now, or the counting would fill it with pages that nobody asks for again (benchmarks/idle.py).
                 self.execute("PRAGMA cache_size=-8000")
         except BaseException:
@@ -69,16 +70,59 @@ class Writer(Hiding):
         with files.translated(self.path):
             if self._miscounted:
                 self.load()
+            told_up_to = self.told_up_to
             self.execute("BEGIN IMMEDIATE")
             try:
+                if told_up_to > self._kept_told_up_to:
+                    self.set_fact(TOLD_UP_TO, told_up_to)
                 yield
                 self.execute("COMMIT")
+                self._kept_told_up_to = told_up_to
             except BaseException:
                 self._miscounted = True
                 if self._connection.in_transaction:
                     self.execute("ROLLBACK")
                 self.load()
                 raise
+
+    # -- what was told ------------------------------------------------------------------------------------------------
+
+    def _load_told_up_to(self) -> int:
+        last = self.execute("SELECT told_up_to FROM marker ORDER BY id DESC LIMIT 1").fetchone()
+        fact = self.execute("SELECT value FROM meta WHERE key = ?", (TOLD_UP_TO,)).fetchone()
+        return max(*(last or (0,)), *(fact or (0,)))
+
+    def newest_marker(self) -> int:
+        """The key of the newest marker; 0 without one."""
+        with files.translated(self.path):
+            (newest,) = self.execute("SELECT coalesce(max(id), 0) FROM marker").fetchone()
+        return int(newest)
+
+    def untold(self, *, above: int, up_to: int, limit: int) -> list[Hidden]:
+        """What was recorded between these markers, by rising key, as it was when it was hidden."""
+        places = self.places()
+        with files.translated(self.path):
+            rows = self.execute(
+                "SELECT id, hour, stem, source, pushable, hidden_at_ns, ctime_ns, owner_uid, sender, origin FROM marker"
+                " WHERE id > ? AND id <= ? AND gen = 0 ORDER BY id LIMIT ?",
+                (above, up_to, limit),
+            ).fetchall()
+        return [
+            Hidden(
+                marker,
+                Sighting(
+                    Marked(hour_of(hour, places), from_key(stem)),
+                    Source(source),
+                    0,
+                    sender=sender or "",
+                    origin=origin or "",
+                ),
+                Sight(regular=bool(pushable), owner_uid=owner_uid, ctime_ns=ctime_ns),
+                bool(pushable),
+                hidden_at_ns,
+            )
+            for marker, hour, stem, source, pushable, hidden_at_ns, ctime_ns, owner_uid, sender, origin in rows
+        ]
 
     # -- batches ------------------------------------------------------------------------------------------------------
 

@@ -80,7 +80,10 @@ class InboxSession(SftpSession):
 
     def _deliver(self, job: Job) -> Steps:
         stood = False
-        if job.durable or not job.make_hour:  # it had it once
+        # It had it once: a verify is answered by the view alone. So a receiver that has lost its index, and holds what
+        # stands in its tree for a mass of marks, is not told again by whom it got that from: offering all of it at each
+        # verify would be noise for ever on every link. It asks its own peers, which have it (push.Queue.held).
+        if job.durable or not job.make_hour:
             answer, stood = yield from self._still_there(job)
             if answer is not None:
                 return answer

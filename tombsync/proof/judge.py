@@ -1,8 +1,10 @@
-"""Pure decisions: how a stem stands at a node, and whether a peer's answers let its data be deleted here."""
+"""Pure decisions: how a stem stands at a node, and whether a peer's answers let its data be deleted here, or its mark
+be taken back.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tombsync.index import DeliveryRow, PeerRow
@@ -84,21 +86,14 @@ def _answered(known: Stand, answer: Answer, asked_at_ns: int) -> Stand:
     )
 
 
-def held_elsewhere(heard: Heard, questions: Iterable[Question]) -> str:
-    """Why a peer's answers do not let these marks be taken back: it has one, or may have; "" where they do."""
-    if heard.error is not None:
-        return str(heard.error)
-    reasons = []
-    for question in questions:
-        answer = heard.answers.get(question.marker)
-        if answer is None:
-            why = "not answered"
-        elif answer.state in _NOT_THERE_STATES:
-            continue
-        else:
-            why = ": ".join(filter(None, (answer.state.word, answer.detail)))
-        reasons.append(f"{printable(question.marked.path)}: {why}")
-    return _of_peer(heard.peer, reasons)
+def held_elsewhere(
+    heard: Heard, questions: Sequence[Question], *, kept_the_place: Callable[[str, Marked], bool]
+) -> str:
+    """Why a peer's answers do not let these marks be taken back: it has one, or may have; "" where they do.
+
+    What is missing counts as in `blocked_by`; here an hour that stands without its tombstone shows its place as well.
+    """
+    return _in_the_way(heard, questions, _NOT_THERE_STATES, (*_SEEN_STATES, State.PENDING), kept_the_place)
 
 
 def blocked_by(heard: Heard, questions: Sequence[Question], *, kept_the_place: Callable[[str, Marked], bool]) -> str:
@@ -110,12 +105,22 @@ def blocked_by(heard: Heard, questions: Sequence[Question], *, kept_the_place: C
 
     `kept_the_place`: whether the peer once had tombstones of that channel and quality.
     """
+    return _in_the_way(heard, questions, ENOUGH_STATES, _SEEN_STATES, kept_the_place)
+
+
+def _in_the_way(
+    heard: Heard,
+    questions: Sequence[Question],
+    wanted: Sequence[State],
+    shows_its_place: Sequence[State],
+    kept_the_place: Callable[[str, Marked], bool],
+) -> str:
     if heard.error is not None:
         return str(heard.error)
     standing = {
         question.marked.hour[:2]
         for question in questions
-        if (answer := heard.answers.get(question.marker)) is not None and answer.state in _SEEN_STATES
+        if (answer := heard.answers.get(question.marker)) is not None and answer.state in shows_its_place
     }
     reasons = []
     for question in questions:
@@ -124,7 +129,7 @@ def blocked_by(heard: Heard, questions: Sequence[Question], *, kept_the_place: C
             continue
         if answer is None:
             why = "not answered"
-        elif answer.state not in ENOUGH_STATES:
+        elif answer.state not in wanted:
             why = ": ".join(filter(None, (answer.state.word, answer.detail)))
         elif answer.state is State.NOT_SERVED and kept_the_place(heard.peer, question.marked):
             why = "not-served: it kept that channel and quality before; is its tree mounted whole?"

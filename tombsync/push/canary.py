@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from tombsync.audit import Audit, Event
 from tombsync.peers import Session
@@ -17,8 +18,10 @@ class Canary:
     Belongs to the pusher's thread, but for `age_s`.
     """
 
-    def __init__(self, peer_name: str, audit: Audit) -> None:
+    def __init__(self, peer_name: str, audit: Audit, *, on_marker_seen: Callable[[], None] = lambda: None) -> None:
+        """`on_marker_seen`: its root marker was seen for the first time, which is to be remembered: see `insist`."""
         self._peer_name = peer_name
+        self._on_marker_seen = on_marker_seen
         self._audit = audit
         self._due_at = 0.0
         self._whole_at = time.monotonic()  # when the way was last whole; or, never yet, the beginning
@@ -30,9 +33,15 @@ class Canary:
         """Seconds since the whole way was last found to stand; from any thread."""
         return time.monotonic() - self._whole_at
 
+    def insist(self) -> None:
+        """The root marker was seen in an earlier life: it has to stand there."""
+        self._marker_seen = True
+
     def look_after(self, session: Session, now: float) -> None:
         """Tell what became of the last one, and send the next when it is time to. Raises PeerError."""
-        self._marker_seen = self._marker_seen or session.marker_there
+        if session.marker_there and not self._marker_seen:
+            self._marker_seen = True
+            self._on_marker_seen()
         if session.canary_at is not None and session.canary_at > self._whole_at:
             self._whole_at = session.canary_at
             if self._lost:

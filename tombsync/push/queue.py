@@ -198,13 +198,11 @@ class Queue:
 
     # -- the verify ---------------------------------------------------------------------------------------------------
 
-    def plan_verify(self, now: float) -> None:
-        """At the first turn: when the next verify is due, from when the last one ended."""
-        if self._verify_at is None:
-            verified_ns = next((p.verified_at_ns for p in self._reader().peers() if p.peer == self._peer), None)
-            age_s = (time.time_ns() - verified_ns) / 1e9 if verified_ns is not None else _NEVER
-            rest_s = self._verify_interval_s - age_s if 0 <= age_s < self._verify_interval_s else 0.0
-            self._verify_at = now + rest_s
+    def plan_verify(self, verified_ns: int | None, now: float) -> None:
+        """At the first turn: when the next verify is due, from when the last one ended (wall time)."""
+        age_s = (time.time_ns() - verified_ns) / 1e9 if verified_ns is not None else _NEVER
+        rest_s = self._verify_interval_s - age_s if 0 <= age_s < self._verify_interval_s else 0.0
+        self._verify_at = now + rest_s
 
     def verify(self, room: Callable[[int], int], now: float) -> tuple[list[Due], bool]:
         """What is to be asked for again, once nothing else is left to do; and whether a verify has just ended."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import select
 import time
 from collections import deque
@@ -14,13 +13,15 @@ from functools import partial
 from tombsync import plan, precedence
 from tombsync.audit import Audit, Event
 from tombsync.errors import HostKeyChanged, PeerError
-from tombsync.index import DeliveryOutcomes, Due, HoldsEnded, Outcome, PeerReport, PeerVerified, Reader
+from tombsync.index import DeliveryOutcomes, Due, HoldsEnded, Outcome, PeerMarkerSeen, PeerReport, PeerVerified, Reader
 from tombsync.metrics import Metrics
 from tombsync.names import printable
 from tombsync.peers import MANY, Answer, Connector, HostKeyHalt, Session
 from tombsync.plan import State
+from tombsync.push.attempts import Attempts
 from tombsync.push.canary import Canary
 from tombsync.push.queue import Queue
+from tombsync.push.telling import Telling
 from tombsync.work import IDLE_WAIT_S, TRANSACTION_ROWS, WAIT_S, Mailbox
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ _GATHER_MS = 2  # answers of a catch-up are taken together, those of some ms (be
 
 class Pusher:
     """A worker. All fields belong to its thread but these: `_wake_fd` is written by any, `_queue` tells by itself what
-    the intake's thread may do, which also appends to `_untold`; any thread appends to `_withdrawals`, and `_session` is
+    the intake's thread may do, which also adds to `_telling`; any thread appends to `_withdrawals`, and `_session` is
     read by `stop` to close it.
     """
 
@@ -64,21 +65,20 @@ class Pusher:
         self._look_again = self._begin_again = False  # set by any thread
         self._withdrawals: deque[tuple[frozenset[int], Callable[[], None]]] = deque()
         self._queue = Queue(peer, self._require_reader, verify_interval_s=verify_interval_s)
-        self._push_seconds = metrics.push_seconds.labels(self.peer_name)
         self._reader: Reader | None = None
         self._session: Session | None = None
-        self._untold: deque[tuple[int, Due, Outcome, State]] = deque()  # in the index since when, and the state before
+        self._telling = Telling(self.peer_name, audit, metrics)
         self._stopped = False
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         # the peer as a whole
-        self._failures = 0
-        self._down_since: float | None = None  # of the failures in a row
-        self._up_since = 0.0
+        self._attempts = Attempts()
         self._last_reason = ""
-        self._attempt_at = 0.0
         self._halt = HostKeyHalt(connector.target.known_hosts)
         self._heard_at = 0.0
-        self._canary = Canary(self.peer_name, audit)
+        self._canary = Canary(
+            self.peer_name, audit, on_marker_seen=lambda: mailbox.put_urgent(PeerMarkerSeen(self.peer))
+        )
+        self._recalled = False
 
     @property
     def canary_age_s(self) -> float:
@@ -136,7 +136,8 @@ class Pusher:
 
     def loop(self, now: float) -> None:
         """Connect when it is time to, or submit what is due and take what was answered."""
-        self._queue.plan_verify(now)
+        if not self._recalled:
+            self._recall(now)
         if self._begin_again:
             self._begin_again = False
             self._queue.begin_again()
@@ -153,8 +154,8 @@ class Pusher:
         if session is None:
             if not believed:
                 self._wait(WAIT_S)
-            elif now < self._attempt_at:
-                self._wait(min(WAIT_S, self._attempt_at - now))
+            elif now < self._attempts.next_at:
+                self._wait(min(WAIT_S, self._attempts.next_at - now))
             elif self._halt.lifted():
                 self._connect(now)
             else:
@@ -180,6 +181,14 @@ class Pusher:
             self._wait(0.0)  # no wait, but a look: what is fresh overtakes a backlog that is answered without a pause
         else:
             self._wait(self._patience(session, now) if believed else WAIT_S)
+
+    def _recall(self, now: float) -> None:
+        """What an earlier life knew of the peer."""
+        row = next((row for row in self._require_reader().peers() if row.peer == self.peer), None)
+        self._queue.plan_verify(row.verified_at_ns if row is not None else None, now)
+        if row is not None and row.marker_seen:
+            self._canary.insist()
+        self._recalled = True
 
     def _patience(self, session: Session, now: float) -> float:
         if session.outstanding:
@@ -218,33 +227,30 @@ class Pusher:
             if isinstance(exc, HostKeyChanged):
                 self._halt.begin()
                 self._last_reason = ""  # each attempt after a correction is told
-            self._fail(exc, now + time.monotonic() - begun)
+            self._attempts.failed(now + time.monotonic() - begun)
+            self._tell_down(exc)
             return
         if self._stopped:
             return
         self._last_reason = ""
-        self._heard_at = self._up_since = now + time.monotonic() - begun
+        self._heard_at = now + time.monotonic() - begun
         self._queue.begin_again()
         self._mailbox.put_urgent(PeerReport(self.peer, up=True, at_ns=time.time_ns()))
-        text = f"{self.peer_name} is {'connected' if self._down_since is None else 'back'}"
+        text = f"{self.peer_name} is {'back' if self._attempts.down else 'connected'}"
         self._audit.record(Event.PEER_UP, text, peer=self.peer_name)
+        self._attempts.reached(self._heard_at)
 
     def _lose(self, exc: PeerError, now: float) -> None:
         session, self._session = self._session, None
         if session is not None:
             session.close()
-        if now - self._up_since >= plan.BACKOFF_LAST_S:  # else sessions that end at once would be tried without a pause
-            self._failures, self._down_since = 0, None
+        self._attempts.lost(now)
         self._queue.lost()
-        self._fail(exc, now)
+        self._tell_down(exc)
 
-    def _fail(self, exc: PeerError, now: float) -> None:
+    def _tell_down(self, exc: PeerError) -> None:
         if self._stopped:
             return
-        self._failures += 1
-        if self._down_since is None:
-            self._down_since = now
-        self._attempt_at = now + plan.backoff_s(self._failures, now - self._down_since, random=random.random())
         self._metrics.push_failures.labels(self.peer_name, exc.reason).inc()
         error = f"{exc.what}: {exc.detail}".removesuffix(": ")
         self._mailbox.put_urgent(PeerReport(self.peer, up=False, at_ns=time.time_ns(), error=error))
@@ -308,42 +314,13 @@ class Pusher:
     ) -> None:
         """Runs in the intake's thread, after the outcomes are in the index: a hide may wait behind it."""
         self._queue.committed(outcomes)
-        self._untold.extend((time.time_ns(), rows[outcome.marker], outcome, before) for outcome, before in changed)
-        if self._untold or any(outcome.state in plan.DUE_STATES for outcome in outcomes):
+        self._telling.add(rows, changed)
+        if changed or any(outcome.state in plan.DUE_STATES for outcome in outcomes):
             self.wake()
 
     def tell_committed(self) -> None:
         """Tell of what is in the index by now; from another thread only where this one is stuck at the end."""
-        while True:
-            try:
-                told = self._untold.popleft()
-            except IndexError:
-                return
-            self._tell(*told)
-            if len(self._untold) > MANY:
-                precedence.give_way()
-
-    def _tell(self, committed_ns: int, row: Due, outcome: Outcome, before: State) -> None:
-        elapsed_s = max(0.0, (committed_ns - row.hidden_at_ns) / 1e9)
-        if outcome.state is State.CONFIRMED:
-            if not row.ever_confirmed:
-                self._push_seconds.observe(elapsed_s)
-            self._audit.record(
-                Event.DELIVERED,
-                f"{self.peer_name} holds {printable(row.marked.path)}",
-                marked=row.marked,
-                peer=self.peer_name,
-                elapsed_ms=elapsed_s * 1e3,
-            )
-        elif outcome.state is not State.PENDING:
-            self._audit.record(
-                Event.UNDELIVERED,
-                f"{self.peer_name}: {printable(row.marked.path)}: {outcome.state.word}: {outcome.detail}",
-                marked=row.marked,
-                peer=self.peer_name,
-                state=outcome.state.word,
-                was=before.word,
-            )
+        self._telling.tell()
 
     def _require_reader(self) -> Reader:
         if self._reader is None:  # made by the worker's own thread

@@ -26,6 +26,7 @@ from tombsync.names import Hour
 from tombsync.rescan.hours import HourVisitor, PassState
 from tombsync.rescan.kinds import Progress, RescanKind
 from tombsync.rescan.places import PlaceName, Places
+from tombsync.rescan.schedule import Schedule
 from tombsync.tree import Tree
 from tombsync.work import IDLE_WAIT_S, WAIT_S, Flush, Mailbox
 
@@ -36,12 +37,11 @@ _SLICE_S = 0.02  # one turn; between turns the worker beats and can stop
 _CHUNK_HOURS = 256  # hours compared with one query of the index
 _DISTURBED_AFTER_S = 1.0  # `rm -r` of an hour raises an event a file: look once, when most of it is done
 _PROGRESS_INTERVAL_S = 1.0
-_NEVER = float("inf")
 
 
 class Rescan:
-    """A worker. All fields belong to its thread, except `_due`, `_requested` and `_intervals_s`, which `_lock` guards,
-    and the public ones, which it writes and everybody reads.
+    """A worker. All fields belong to its thread, except the public ones, which it writes and everybody reads;
+    `_schedule` says by itself what may be asked from others.
     """
 
     name = "rescan"
@@ -74,8 +74,6 @@ class Rescan:
         self._mailbox = mailbox
         self._audit = audit
         self._metrics = metrics
-        self._interval_s = interval_s
-        self._full_interval_s = full_interval_s
         metrics.tell_intervals(interval_s, full_interval_s)
         self._believed = believed
         self._may_begin = may_begin
@@ -85,14 +83,9 @@ class Rescan:
         self._state = PassState(number=first_pass - 1, first_of_process=first_pass)
         self._ended: deque[tuple[int, float]] = deque()  # (pass, when it ended), not yet settleable
         self._pass: Iterator[None] | None = None
-        self._interval_at = self._full_at = 0.0  # monotonic
-        self._settle_at = _NEVER
+        self._schedule = Schedule(interval_s, full_interval_s)
         self._told_at = 0.0
         self._woken = threading.Event()
-        self._lock = threading.Lock()
-        self._due: dict[Hour, float] = {}
-        self._requested: set[RescanKind] = set()
-        self._intervals_s: tuple[float, float] | None = None
         self._reader: Reader  # all three are made by the worker's own thread, at its first turn
         self._places: Places
         self._visitor: HourVisitor | None = None
@@ -106,24 +99,18 @@ class Rescan:
 
     def request(self, kind: RescanKind) -> None:
         """Rescan soon."""
-        with self._lock:
-            self._requested.add(kind)
+        self._schedule.request(kind)
         self._woken.set()
 
     def change_intervals(self, interval_s: float, full_interval_s: float) -> None:
         """Rescan so often from now on; what is due by that already begins at once."""
-        with self._lock:
-            self._intervals_s = (interval_s, full_interval_s)
+        self._schedule.change_intervals(interval_s, full_interval_s)
         self._woken.set()
 
     def request_hour(self, hour: Hour) -> None:
         """Visit one hour soon: something went there."""
-        self._visit_at(hour, time.monotonic() + _DISTURBED_AFTER_S)
+        self._schedule.visit_at(hour, time.monotonic() + _DISTURBED_AFTER_S)
         self._woken.set()
-
-    def _visit_at(self, hour: Hour, at: float) -> None:
-        with self._lock:
-            self._due[hour] = min(at, self._due.get(hour, _NEVER))
 
     def wake(self) -> None:
         """End the wait of a turn."""
@@ -141,10 +128,8 @@ class Rescan:
         if not self._believed():
             self._wait(WAIT_S)
             return
-        if not self._may_begin():
-            self._wait(
-                _SLICE_S
-            )  # the watcher walks a small tree in a moment, and everything waits for the first rescan
+        if not self._may_begin():  # the watcher walks a small tree in a moment, and everything waits for a first rescan
+            self._wait(_SLICE_S)
             return
         visitor = self._require_visitor()
         try:
@@ -153,7 +138,7 @@ class Rescan:
             if self._pass is None:
                 kind = self._next_kind(now)
                 if kind is None:
-                    self._wait(min(IDLE_WAIT_S, max(0.0, self._next_at() - now)))
+                    self._wait(min(IDLE_WAIT_S, max(0.0, self._schedule.next_at() - now)))
                     return
                 self._pass = self._run(visitor, kind, now)
             while time.monotonic() - now < _SLICE_S:
@@ -170,11 +155,7 @@ class Rescan:
         if self._visitor is None:
             self._reader = Reader(self._index_path)
             self._places = Places(
-                tree=self._tree,
-                identity=self._identity,
-                reader=self._reader,
-                mailbox=self._mailbox,
-                audit=self._audit,
+                tree=self._tree, identity=self._identity, reader=self._reader, mailbox=self._mailbox, audit=self._audit
             )
             self._visitor = HourVisitor(
                 tree=self._tree,
@@ -184,7 +165,7 @@ class Rescan:
                 mailbox=self._mailbox,
                 audit=self._audit,
                 metrics=self._metrics,
-                visit_again=self._visit_at,
+                visit_again=self._schedule.visit_at,
                 on_found=self._found,
                 held_back=self._held_back,
             )
@@ -199,38 +180,14 @@ class Rescan:
         self._woken.clear()
 
     def _next_kind(self, now: float) -> RescanKind | None:
-        with self._lock:
-            requested, self._requested = self._requested, set()
-            intervals_s, self._intervals_s = self._intervals_s, None
-        if intervals_s is not None:
-            # From when the last one ended, which the old interval tells.
-            if self._interval_at > now:
-                self._interval_at += intervals_s[0] - self._interval_s
-            if self._full_at > now:
-                self._full_at += intervals_s[1] - self._full_interval_s
-            self._interval_s, self._full_interval_s = intervals_s
-            self._metrics.tell_intervals(*intervals_s)
-        if RescanKind.INTERVAL in requested:
-            self._interval_at = now
-        if RescanKind.FULL in requested:
-            self._full_at = now
-        if self._interval_at <= now:
-            return RescanKind.INTERVAL
-        if self._full_at <= now:
-            return RescanKind.FULL
-        return RescanKind.SETTLE if self._settle_at <= now else None
-
-    def _next_at(self) -> float:
-        with self._lock:
-            due = min(self._due.values(), default=_NEVER)
-        return min(self._interval_at, self._full_at, self._settle_at, due)
+        changed_s = self._schedule.take_changed(now)
+        if changed_s is not None:
+            self._metrics.tell_intervals(*changed_s)
+        return self._schedule.next_kind(now)
 
     def _visit_due(self, visitor: HourVisitor, now: float) -> bool:
         """Visit the hours that were asked for and whose time has come."""
-        with self._lock:
-            due = [hour for hour, at in self._due.items() if at <= now][:_CHUNK_HOURS]
-            for hour in due:
-                del self._due[hour]
+        due = self._schedule.take_hours(now, _CHUNK_HOURS)
         if not due:
             return False
         if self._pass is None:  # a number of its own, so that these listings settle only with a later one
@@ -247,8 +204,8 @@ class Rescan:
         self._begin_pass(begun)
         started_ns = time.time_ns()
         self._told_at = 0.0
+        self._schedule.began(kind)
         if kind is RescanKind.SETTLE:
-            self._settle_at = _NEVER
             yield from self._settle(visitor, started_ns)
         else:
             yield from self._compare_all(visitor, kind, started_ns)
@@ -260,9 +217,7 @@ class Rescan:
         now = time.monotonic()
         if kind is not RescanKind.SETTLE:
             self._end_pass()
-            self._interval_at = now + self._interval_s
-        if kind is RescanKind.FULL:
-            self._full_at = now + self._full_interval_s
+        self._schedule.ended(kind, now)
         self._tell_end(kind, now - begun)
 
     def _begin_pass(self, now: float) -> None:
@@ -279,7 +234,7 @@ class Rescan:
         now = time.monotonic()
         self._ended.append((self._state.number, now))
         if self._state.left_unsettled:
-            self._settle_at = now + SETTLE_S
+            self._schedule.settle_at(now + SETTLE_S)
 
     def _tell_end(self, kind: RescanKind, took_s: float) -> None:
         finished = time.time()

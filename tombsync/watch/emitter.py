@@ -17,7 +17,7 @@ import threading
 import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from inotify_simple import INotify, flags
@@ -28,6 +28,7 @@ from tombsync import precedence
 from tombsync.errors import RootMissing, RootNotBelieved, WatchRefused
 from tombsync.names import Hour, Kind, Marked, classify, hour_number, hour_text, is_hour
 from tombsync.tree import Tree, directory_names, hour_numbers, names_in_place
+from tombsync.watch.changes import Changes
 from tombsync.watch.watched import Added, Watched
 from tombsync.work import Sighting, Source
 
@@ -46,31 +47,6 @@ _ENTER_AT_ONCE = 32  # hours of a place that appears; more are left to a walk, a
 # The limit of this user namespace, and that of the machine: the smaller one counts.
 _LIMITS = ("/proc/sys/fs/inotify/max_user_watches", "/proc/sys/user/max_inotify_watches")
 _Found = TypeVar("_Found")
-
-
-@dataclass(eq=False)
-class Changes(FileSystemEvent):
-    """What one read of the kernel's queue told, but for tombstones."""
-
-    segments: list[tuple[Hour, str, bool]] = field(default_factory=list)  # file names, and whether they are there
-    disturbed: set[Hour] = field(default_factory=set)  # a tombstone or the directory itself went
-    mistakes: list[tuple[Hour, str]] = field(default_factory=list)
-    overflowed: bool = False
-    place_left: bool = False  # a channel or quality was moved away or removed
-    walked: bool = False  # every watch there can be is in place
-    limit_reached: str = ""
-    root_disturbed: bool = False
-    unwatchable: list[tuple[str, str]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.event_type = "changes"
-
-    # watchdog's queue drops an event that equals the one before it, and its base class compares paths only.
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    def __hash__(self) -> int:
-        return id(self)
 
 
 class HourEmitter(EventEmitter):
@@ -150,11 +126,7 @@ class HourEmitter(EventEmitter):
             precedence.claim(precedence.HIDE)
             marked, self._marked = self._marked, []
             self._on_marked(marked)
-        changes = self._changes
-        if (
-            changes.segments or changes.disturbed or changes.mistakes or changes.overflowed or changes.place_left
-            or changes.walked or changes.limit_reached or changes.root_disturbed or changes.unwatchable
-        ):  # fmt: skip
+        if self._changes.told_anything:
             self._send()
 
     def _send(self) -> None:
@@ -246,8 +218,8 @@ class HourEmitter(EventEmitter):
         except (RootMissing, RootNotBelieved):
             self._changes.root_disturbed = True
             self._unseen.add(tuple(parts))
-        except (FileNotFoundError, NotADirectoryError):
-            pass  # gone since it was listed
+        except (FileNotFoundError, NotADirectoryError):  # gone since it was listed
+            pass
         except OSError as exc:  # a disk's fault: the rest of the tree is watched all the same
             self._unseen.add(tuple(parts))
             self._changes.unwatchable.append(("/".join((self._tree.root, *parts)), exc.strerror or ""))
@@ -369,10 +341,8 @@ class HourEmitter(EventEmitter):
         return True
 
     def _remove(self, wd: int) -> None:
-        try:
+        with suppress(OSError):  # removed by the kernel already
             self._inotify.rm_watch(wd)
-        except OSError:
-            pass  # removed by the kernel already
         self._watched.forget(wd)
 
 

@@ -15,7 +15,8 @@ from tombsync.index import SegmentRows
 from tombsync.metrics import Metrics
 from tombsync.names import Hour, mistake_message, printable
 from tombsync.tree import Tree
-from tombsync.watch.emitter import READ_TIMEOUT_S, Changes, HourEmitter
+from tombsync.watch.changes import Changes
+from tombsync.watch.emitter import READ_TIMEOUT_S, HourEmitter
 from tombsync.work import TRANSACTION_ROWS, Beats, Mailbox, Source
 
 log = logging.getLogger(__name__)

@@ -11,10 +11,12 @@ from collections.abc import Iterator
 
 from tombsync import errors
 from tombsync.cli.peer.files import read_text
+from tombsync.cli.peer.mounts import runs_systemd
 from tombsync.cli.peer.steps import Step, run_program
 
 GROUP = "tombsync-peers"  # what sshd jails: see the drop-in
 AGENT = "tombsync"
+UNIT = "tombsync.service"
 _SHADOW = "/etc/shadow"
 _NOLOGIN = "/usr/sbin/nologin"
 # No hash has it, so that no password fits; unlike "!", sshd without PAM does not take such an account for a locked one.
@@ -36,6 +38,32 @@ def agent_account(named: str | None) -> pwd.struct_passwd:
     if found is None and named:
         raise errors.UnknownAccount(named)
     return found or pwd.getpwuid(0)
+
+
+def agent_here(state_dir: str) -> str | None:
+    """The account that the agent runs as by its unit, else by the owner of its state; None where that is not known.
+
+    State of root's says nothing: a command of root's may have made it.
+    """
+    return _user_of_unit() or _owner_but_root(state_dir)
+
+
+def _user_of_unit() -> str | None:
+    """The `User=` of the service, drop-ins included; None where systemd does not run, or has no such service."""
+    if not runs_systemd():
+        return None
+    try:
+        return run_program("systemctl", "show", "--property=User", "--value", UNIT).strip() or None
+    except errors.ProgramFailed:
+        return None
+
+
+def _owner_but_root(path: str) -> str | None:
+    try:
+        uid = os.stat(path).st_uid
+        return pwd.getpwuid(uid).pw_name if uid else None
+    except (OSError, KeyError):
+        return None
 
 
 def account_steps(account: str) -> Iterator[Step]:

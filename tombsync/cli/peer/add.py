@@ -59,7 +59,9 @@ class Wanted:
 @click.option("--delivery", type=click.Choice(["inbox", "tree"]), help="How to deliver.  [default: inbox]")
 @click.option("--path", metavar="DIR", help=f"Its tree, as our account there sees it.  [default: {DEFAULT_ROOT}]")
 @click.option(
-    "--agent-user", metavar="ACCOUNT", help=f"What the agent runs as here.  [default: {accounts.AGENT}, else root]"
+    "--agent-user",
+    metavar="ACCOUNT",
+    help=f"What the agent runs as here.  [default: as its unit or its state says, else {accounts.AGENT}, else root]",
 )
 @place_options
 @dry_run_option
@@ -100,7 +102,8 @@ def add(
         settings = settings_of_root(place)
         if name.casefold() == settings.node.casefold():
             raise click.UsageError(f"{name} is this node itself")
-        plan = Plan(place, settings, wanted, accounts.agent_account(agent_user))
+        here = accounts.agent_here(settings.state_dir)
+        plan = Plan(place, settings, wanted, accounts.agent_account(agent_user or here), here)
         return carry_out(name, plan.steps, plan.notes, dry_run=dry_run, as_json=as_json)
 
 
@@ -111,10 +114,14 @@ class Plan:
     NotRootsAlone and others.
     """
 
-    def __init__(self, place: Place, settings: Settings, wanted: Wanted, agent: struct_passwd) -> None:
+    def __init__(
+        self, place: Place, settings: Settings, wanted: Wanted, agent: struct_passwd, agent_here: str | None
+    ) -> None:
+        """`agent_here`: the account that the agent is seen to run as; None where that is not known."""
         self._settings = settings
         self._wanted = wanted
         self._agent = agent
+        self._agent_here = agent_here
         path = settings_path(place)
         before = read_text(path)
         added = [*self._sender_entry(), *self._peer_entry()]
@@ -132,6 +139,13 @@ class Plan:
             notes.append(
                 f"there is no account {accounts.AGENT} here: the inbox belongs to root, as whom the agent has to run"
             )
+        if self._wanted.key and self._agent_here not in (None, self._agent.pw_name):
+            notes.append(
+                f"the inbox is {self._agent.pw_name}'s, and the agent here runs as {self._agent_here}, which can take"
+                " nothing out of it: run this again with the right --agent-user"
+            )
+        elif self._wanted.key and self._agent_here not in (None, accounts.AGENT):
+            notes.append(f"the inbox is {self._agent_here}'s, as whom the agent runs here")
         if self._wanted.key and (closed := _closed_to_others(self._settings.root)):
             notes.append(f"{closed} may not be entered by others, so {self._wanted.name} cannot see what it delivered")
         if self._wanted.key and not runs_systemd():

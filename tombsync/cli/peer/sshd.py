@@ -6,7 +6,10 @@ import glob
 import ipaddress
 import os
 import re
+import shlex
+from collections.abc import Iterator
 from importlib.resources import files
+from itertools import product
 
 from tombsync import errors
 from tombsync.cli.peer.accounts import find_account
@@ -35,10 +38,13 @@ _WANTED = {
     "permituserrc": "no",
 }
 _CONFIG = "/etc/ssh/sshd_config"
-# An earlier `Match Address` may ask for one: of this machine, and of nobody (RFC 5737, RFC 3849). Those that such lines
-# name are asked about, too.
+_MOST_INCLUDES = 16  # one below the other, as sshd has it
+# An earlier `Match` may ask for where a connection comes from: this machine, or nobody (RFC 5737, RFC 3849, RFC 2606).
+# Those that such lines name are asked about, too.
 _ADDRESSES = ("127.0.0.1", "192.0.2.1", "::1", "2001:db8::1")
-_ADDRESS_PATTERN = re.compile(r"^[ \t]*match[ \t].*?\baddress[ \t=]+\"?([^\s\"]+)", re.IGNORECASE | re.MULTILINE)
+_HOSTS = ("localhost", "host.invalid")
+_LINE_PATTERN = re.compile(r"^[ \t]*(include|match)[ \t=]+(.*)$", re.IGNORECASE | re.MULTILINE)
+_CRITERION_PATTERN = re.compile(r"(?:^|\s)(address|host)(?:\s*=\s*|\s+)\"?([^\s\"]+)", re.IGNORECASE)
 
 
 def drop_in(jail: str) -> str:
@@ -117,18 +123,45 @@ def _sshd(*words: str) -> str:
 def _looseness(account: str, jail: str) -> tuple[str, str] | None:
     """What sshd would do that it should not, and how to correct that; None where it jails the account.
 
-    It is asked for connections from several addresses, since what it does may depend on that.
+    It is asked for connections from several places, since what it does may depend on that.
     """
-    found = (_looseness_from(address, account, jail) for address in [*_ADDRESSES, *_matched_addresses()])
+    named = _named_in_matches()
+    addresses = [*_ADDRESSES, *(address for address in named["address"] if _is_address(address))]
+    places = product(dict.fromkeys(addresses), dict.fromkeys([*_HOSTS, *named["host"]]))
+    found = (_looseness_from(address, host, account, jail) for address, host in places)
     return next((loose for loose in found if loose), None)
 
 
-def _matched_addresses() -> list[str]:
-    """For each pattern of a `Match Address` in sshd's configuration one address that it is about."""
-    texts = [read_text(path) for path in [_CONFIG, *sorted(glob.glob(f"{os.path.dirname(DROP_IN)}/*.conf"))]]
-    patterns = [pattern for text in texts for match in _ADDRESS_PATTERN.findall(text) for pattern in match.split(",")]
-    named = (pattern.lstrip("!").partition("/")[0].replace("*", "1").replace("?", "1") for pattern in patterns)
-    return list(dict.fromkeys(address for address in named if _is_address(address)))
+def _named_in_matches() -> dict[str, list[str]]:
+    """For each pattern of a `Match Address` or `Match Host` in sshd's configuration one value that it is about."""
+    found: dict[str, list[str]] = {"address": [], "host": []}
+    for text in _configuration(_CONFIG, set(), _MOST_INCLUDES):
+        for line in _LINE_PATTERN.finditer(text):
+            for criterion, patterns in _CRITERION_PATTERN.findall(line[2]) if line[1].lower() == "match" else ():
+                for pattern in patterns.split(","):
+                    value = pattern.lstrip("!").partition("/")[0].replace("*", "1").replace("?", "1")
+                    found[criterion.lower()].append(value)
+    return found
+
+
+def _configuration(path: str, seen: set[str], depth: int) -> Iterator[str]:
+    """The text of a file of sshd's, and of all that it includes."""
+    if path in seen or depth == 0:
+        return
+    seen.add(path)
+    text = read_text(path)
+    yield text
+    for line in _LINE_PATTERN.finditer(text):
+        for pattern in _words(line[2]) if line[1].lower() == "include" else ():
+            for included in sorted(glob.glob(os.path.join(os.path.dirname(_CONFIG), pattern))):
+                yield from _configuration(included, seen, depth - 1)
+
+
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text, comments=True)
+    except ValueError:  # an open quotation: sshd itself refuses it
+        return []
 
 
 def _is_address(text: str) -> bool:
@@ -139,9 +172,9 @@ def _is_address(text: str) -> bool:
     return True
 
 
-def _looseness_from(address: str, account: str, jail: str) -> tuple[str, str] | None:
+def _looseness_from(address: str, host: str, account: str, jail: str) -> tuple[str, str] | None:
     try:
-        said = _sshd("-T", "-C", f"user={account},host=localhost,addr={address}")
+        said = _sshd("-T", "-C", f"user={account},host={host},addr={address}")
     except errors.ProgramFailed as exc:
         return exc.said, "see `sshd -t`"
     found: dict[str, str] = {}
@@ -151,7 +184,7 @@ def _looseness_from(address: str, account: str, jail: str) -> tuple[str, str] | 
     for key, wanted in {"chrootdirectory": _escaped(jail), **_WANTED}.items():
         if found.get(key) != wanted:
             return (
-                f"{key} is {found.get(key, 'not set')} for connections from {address}",
+                f"{key} is {found.get(key, 'not set')} for connections from {address} ({host})",
                 "sshd_config needs `Include /etc/ssh/sshd_config.d/*.conf` above every Match, and no earlier line or"
                 " drop-in that says otherwise for this account",
             )
