@@ -18,6 +18,7 @@ from tombsync import __version__, config, confine, errors
 from tombsync.audit import Audit, Event, open_audit
 from tombsync.daemon.crew import STALLED_AFTER_S, Crew
 from tombsync.daemon.ending import stop_workers
+from tombsync.daemon.pages import LentReader, page_of
 from tombsync.daemon.parts import (
     believe_root,
     full_interval_s,
@@ -183,12 +184,15 @@ class Agent:
         sources = Sources(writer, path, pushers, inbox, watch, rescan, guard, crew.beats, audit)
         stack.callback(sources.close)
         metrics.ask(sources)
+        page_reader = LentReader(path)
+        stack.callback(page_reader.close)
         app = build_app(
             metrics_app=metrics.wsgi_app,
             health=crew.beats.ages_s,
             ready=rescan.first_done.is_set,
             ready_detail=lambda: describe(guard, rescan),
             stale_after_s=STALLED_AFTER_S,
+            blueprints=[page_of(settings, tree.root, sources, guard, rescan, page_reader)],
         )
         server = WebServer(app, settings.http.listen, on_turn=lambda: crew.beats.beat("http"))
         server.start()

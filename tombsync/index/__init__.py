@@ -23,6 +23,7 @@ from tombsync.index.batches import (
 )
 from tombsync.index.checkpoint import Checkpointer
 from tombsync.index.files import SIDE_FILES, AgentLock, agent_pid, damage_noted, index_path, note_damage, set_aside
+from tombsync.index.glance import DeliveryGlance, PeerGlance
 from tombsync.index.hiding import Hidden
 from tombsync.index.hours import HourRow
 from tombsync.index.peer_rows import PeerAdded, PeerForgotten
@@ -35,6 +36,7 @@ __all__ = [
     "AgentLock",
     "Checkpointer",
     "DeliveriesHeld",
+    "DeliveryGlance",
     "DeliveryOutcomes",
     "DeliveryRow",
     "Due",
@@ -52,6 +54,7 @@ __all__ = [
     "Outcome",
     "PeerAdded",
     "PeerForgotten",
+    "PeerGlance",
     "PeerReport",
     "PeerRow",
     "PeerVerified",

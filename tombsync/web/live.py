@@ -1,0 +1,307 @@
+"""What the status page shows of this node: facts of the agent's parts and of the index, put into words and shapes.
+
+Every state is told by a word and a shape; its tone (colour) only repeats them. Nothing here is proportional to the
+tree: counts are those that the agent keeps, and of the tombstones only the last ones are looked at.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import NamedTuple
+from urllib.parse import quote
+
+from tombsync.index import DeliveryGlance, MarkerRow, PeerGlance, Reader
+from tombsync.metrics import Sources
+from tombsync.names import Hour, Marked, parse_chat_stem, parse_stem
+from tombsync.plan import State
+from tombsync.web.words import Badge, count_text, list_text
+
+LAST_MARKS = 50
+
+_OF_STATE = {
+    State.PENDING: ("wait", "wait"),
+    State.RECEIVED: ("wait", "wait"),
+    State.HELD: ("pause", "care"),
+    State.NOT_DURABLE: ("diamond", "care"),
+    State.REFUSED: ("cross", "bad"),
+    State.NOT_SERVED: ("dash", "calm"),
+    State.SUPERSEDED: ("dash", "calm"),
+    State.HOUR_GONE: ("dash", "good"),
+    State.CONFIRMED: ("check", "good"),
+}
+_USUAL_STATES = (State.PENDING, State.RECEIVED, State.CONFIRMED)
+
+
+class PeerView(NamedTuple):
+    """A row of the peers' table. `oldest_s`: age of what it has not confirmed; 0 where there is nothing."""
+
+    name: str
+    badge: Badge
+    pending: int
+    confirmed: int
+    others: list[tuple[Badge, int]]
+    oldest_s: float
+    since_ns: int | None
+    verified_at_ns: int | None
+    error: str
+    error_at_ns: int | None
+
+
+class Cell(NamedTuple):
+    """How one tombstone stands at one peer. `at_ns`: when it confirmed, or else was last asked."""
+
+    peer: str
+    badge: Badge
+    at_ns: int | None
+    detail: str
+
+
+class MarkView(NamedTuple):
+    """A row of the tombstones' matrix. `link`: the query that finds it; "" where no query may name it."""
+
+    key: int
+    place: Hour
+    moment: str
+    stem: str
+    link: str
+    hidden_at_ns: int
+    notes: list[str]
+    cells: list[Cell]
+
+
+class PlaceView(NamedTuple):
+    """A channel and quality, with its files counted."""
+
+    channel: str
+    quality: str
+    visible: int
+    hidden: int
+
+
+class Live(NamedTuple):
+    """All that changes by itself."""
+
+    at_ns: int
+    summary: list[tuple[Badge, str]]
+    problems: list[str]
+    doing: str
+    tree: Badge
+    crew: Badge
+    workers: list[tuple[str, bool]]  # name, whether it is stalled
+    rescans: list[tuple[str, float]]  # kind, Unix time
+    watches: int
+    visible: int
+    hidden: int
+    tombstones: int
+    inboxes: list[tuple[str, int]]
+    peers: list[PeerView]
+    marks: list[MarkView]
+    places: list[PlaceView]
+
+
+@dataclass(frozen=True)
+class Agent:
+    """Where the page's facts come from. Every callable is quick, and safe to call from any thread.
+
+    `reader`: lends a reader of the index to the calling thread for the time of a `with` block.
+    """
+
+    node: str
+    root: str
+    sources: Sources
+    ready: Callable[[], bool]
+    doing: Callable[[], str]
+    stale_after_s: float
+    reader: Callable[[], AbstractContextManager[Reader]]
+
+
+def look(agent: Agent) -> Live:
+    """Everything as it stands now. Raises IndexMissing, IndexDamaged, StateRefused."""
+    with agent.reader() as reader:
+        glances = {glance.name: glance for glance in reader.peer_glances()}
+        rows = reader.marker_rows(limit=LAST_MARKS)
+        deliveries = reader.deliveries_of([row.marker for row in rows])
+    ask = agent.sources
+    up = dict(ask.peers_up())
+    peers = _peers(ask, up, glances)
+    names = [peer.name for peer in peers]
+    marks = [_mark(row, deliveries.get(row.marker, []), names) for row in rows]
+    # As /healthz counts: NaN, of one that never had a turn, is stalled.
+    workers = [(name, not age_s <= agent.stale_after_s) for name, age_s in sorted(ask.beat_ages_s().items())]
+    places = sorted(PlaceView(*place) for place in ask.segments())
+    tombstones, believed = ask.tombstones(), ask.root_believed()
+    open_marks = sum(any(cell.badge.tone in ("wait", "care", "bad") for cell in mark.cells) for mark in marks)
+    stalled = [name for name, stale in workers if stale]
+    doing = agent.doing()
+    return Live(
+        at_ns=time.time_ns(),
+        summary=[
+            _of_node(ready=agent.ready(), believed=believed, doing=doing, stalled=stalled),
+            _of_peers(peers),
+            _of_marks(len(marks), open_marks, tombstones, bool(peers)),
+        ],
+        problems=_problems(ask, stalled, believed=believed),
+        doing=doing,
+        tree=Badge("check", "good", "the known one") if believed else Badge("cross", "bad", "not believed"),
+        crew=Badge("cross", "bad", f"{len(stalled)} stalled") if stalled else Badge("check", "good", "all at work"),
+        workers=workers,
+        rescans=sorted(ask.rescans_completed()),
+        watches=ask.watches(),
+        visible=sum(place.visible for place in places),
+        hidden=sum(place.hidden for place in places),
+        tombstones=tombstones,
+        inboxes=[(sender, waiting) for sender, waiting in ask.inbox_waiting() if waiting],
+        peers=peers,
+        marks=marks,
+        places=places,
+    )
+
+
+# -- the summary ------------------------------------------------------------------------------------------------------
+
+
+def _of_node(*, ready: bool, believed: bool, doing: str, stalled: Sequence[str]) -> tuple[Badge, str]:
+    if stalled:
+        return Badge("cross", "bad", "stalled"), f"No turn of {list_text(stalled)} ended for too long."
+    if not believed:
+        return Badge("cross", "bad", "paused"), "The segment tree is not there, or is another one."
+    if not ready:
+        return Badge("wait", "wait", "not ready"), f"Marks made while it was down are still looked for: {doing}."
+    return Badge("check", "good", "ready"), "" if doing == "ready" else f"Now: {doing.removeprefix('ready, ')}."
+
+
+def _of_peers(peers: Sequence[PeerView]) -> tuple[Badge, str]:
+    if not peers:
+        return Badge("dash", "calm", "no peers"), "Nobody else is told of tombstones."
+    down = [peer.name for peer in peers if peer.badge.word != "up"]
+    word = f"{len(peers) - len(down)} of {count_text(len(peers), 'peer')} up"
+    if down:
+        return Badge("down", "bad", word), f"No session with {list_text(down)}."
+    return Badge("check", "good", word), ""
+
+
+def _of_marks(shown: int, open_marks: int, tombstones: int, has_peers: bool) -> tuple[Badge, str]:
+    word = count_text(tombstones, "tombstone")
+    if not shown or not has_peers:
+        return Badge("dash", "calm", word), ""
+    last = f"the last {shown}" if shown < tombstones else "them"
+    if open_marks:
+        return Badge("wait", "wait", word), f"{open_marks:,} of {last} not confirmed by every peer yet."
+    return Badge("check", "good", word), "The last ones are with every peer that keeps their hours."
+
+
+def _problems(ask: Sources, stalled: Sequence[str], *, believed: bool) -> list[str]:
+    found = []
+    if not believed:
+        found.append("Nothing is hidden, delivered or changed until the known segment tree is back.")
+    if stalled:
+        found.append(f"The agent is about to be restarted: {list_text(stalled)} stalled.")
+    if lost := ask.journal_dropped():
+        found.append(f"{count_text(lost, 'audit record')} lost since the start: see the journal's limits.")
+    return found
+
+
+# -- peers ------------------------------------------------------------------------------------------------------------
+
+
+def _peers(ask: Sources, up: Mapping[str, bool], glances: Mapping[str, PeerGlance]) -> list[PeerView]:
+    counts: dict[str, Counter[State]] = {name: Counter() for name in up}
+    for name, state, count in ask.deliveries():
+        if name in counts:
+            counts[name][state] = count
+    oldest_s = dict(ask.oldest_unconfirmed_s())
+    return [_peer(name, up[name], counts[name], oldest_s.get(name, 0.0), glances.get(name)) for name in sorted(up)]
+
+
+def _peer(name: str, is_up: bool, counts: Counter[State], oldest_s: float, glance: PeerGlance | None) -> PeerView:
+    error = glance.error if glance is not None else ""
+    if is_up:
+        badge = Badge("up", "good", "up")
+    else:
+        badge = Badge("down", "bad", "down") if error else Badge("wait", "wait", "connecting")
+    return PeerView(
+        name=name,
+        badge=badge,
+        pending=counts[State.PENDING] + counts[State.RECEIVED],
+        confirmed=counts[State.CONFIRMED],
+        others=[
+            (badge_of(state), count) for state, count in sorted(counts.items()) if count and state not in _USUAL_STATES
+        ],
+        oldest_s=oldest_s,
+        # Of a session that stands it is told when it began; the index may be a moment behind.
+        since_ns=glance.changed_at_ns if glance is not None and glance.up == is_up else None,
+        verified_at_ns=glance.verified_at_ns if glance is not None else None,
+        error="" if is_up else error,
+        error_at_ns=glance.error_at_ns if glance is not None else None,
+    )
+
+
+# -- tombstones -------------------------------------------------------------------------------------------------------
+
+
+def badge_of(state: State) -> Badge:
+    """How a delivery's state is shown."""
+    shape, tone = _OF_STATE[state]
+    return Badge(shape, tone, state.word)
+
+
+def cells_of(row: MarkerRow, deliveries: Sequence[DeliveryGlance], peers: Sequence[str]) -> list[Cell]:
+    """One for each peer, in their order."""
+    known = {delivery.peer: delivery for delivery in deliveries}
+    return [_cell(row, peer, known.get(peer)) for peer in peers]
+
+
+def _cell(row: MarkerRow, peer: str, delivery: DeliveryGlance | None) -> Cell:
+    if delivery is None:
+        return Cell(peer, Badge("dash", "calm", "not sent" if not row.pushable else "none"), None, "")
+    at_ns = delivery.asked_at_ns
+    if delivery.state is State.CONFIRMED:
+        at_ns = delivery.confirmed_at_ns
+    return Cell(peer, badge_of(delivery.state), at_ns, delivery.detail)
+
+
+def _mark(row: MarkerRow, deliveries: Sequence[DeliveryGlance], peers: Sequence[str]) -> MarkView:
+    hour, stem = row.marked
+    return MarkView(
+        key=row.marker,
+        place=hour,
+        moment=moment_of(row.marked),
+        stem=stem,
+        link=link_to(row.marked),
+        hidden_at_ns=row.hidden_at_ns,
+        notes=notes_of(row),
+        cells=cells_of(row, deliveries, peers),
+    )
+
+
+def moment_of(marked: Marked) -> str:
+    """When it plays, to the millisecond; of a stem that does not say so only the hour."""
+    day, _, hour = marked.hour.text.partition("T")
+    parsed = parse_stem(marked.stem) or parse_chat_stem(marked.stem)
+    if parsed is None:
+        return f"{day} {hour}h"
+    minute, rest_us = divmod(parsed.start_us, 60_000_000)
+    return f"{day} {hour}:{minute:02d}:{rest_us // 1_000_000:02d}.{rest_us // 1000 % 1000:03d}"
+
+
+def link_to(marked: Marked) -> str:
+    """The page's query that finds a tombstone; "" where its name may not come from outside."""
+    return "" if marked.unsafe else "?q=" + quote(marked.tombstone_path, errors="surrogateescape")
+
+
+def notes_of(row: MarkerRow) -> list[str]:
+    """What is to be known of a tombstone besides its deliveries."""
+    notes = [f"seen by {row.source}"] if not row.sender else [f"brought by {row.sender}"]
+    if row.origin and row.origin != row.sender:
+        notes.append(f"marked at {row.origin}")
+    if not row.hides:
+        notes.append("taken back")
+    elif not row.in_tree:
+        notes.append("no file in the tree yet")
+    if not row.pushable:
+        notes.append("not sent to peers")
+    return notes

@@ -1,0 +1,167 @@
+"""The status page at `/`: made here as a whole, so that it is complete without its script, which only refreshes it.
+
+The script asks `/live` for the parts that change. They are made at most once in KEPT_S, whoever asks: a hundred open
+pages cost no more than one. All links are relative, so that the page also works below a path of a web server in front.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+from urllib.parse import parse_qs
+
+from flask import Blueprint, Response, render_template, request
+from markupsafe import Markup
+from werkzeug.wrappers import Response as BaseResponse
+
+from tombsync import __version__
+from tombsync.errors import TombsyncError
+from tombsync.names import printable
+from tombsync.web import search
+from tombsync.web.live import Agent, Cell, cells_of, look, moment_of, notes_of
+from tombsync.web.words import Badge, age_text, count_text, name_html, time_html
+
+KEPT_S = 1.0
+REFRESH_S = 5  # of an open page, told to the script
+
+# Scripts, styles and images only from files of this server, nothing inline; questions only to this server.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self';"
+    " base-uri 'none'; frame-ancestors 'none'"
+)
+
+
+class FoundView(NamedTuple):
+    """A row of what was searched for."""
+
+    path: str
+    moment: str
+    badge: Badge
+    hidden_at_ns: int | None
+    notes: list[str]
+    cells: list[Cell]
+
+
+def status_page(agent: Agent, *, clock: Callable[[], float] = time.monotonic) -> Blueprint:
+    """The routes of the page: `/`, `/live` and `/static/…`. `clock`: seconds, monotonic."""
+    page = Blueprint("page", __name__, template_folder="templates", static_folder="static", static_url_path="/static")
+    kept = _Kept(lambda: _render_live(agent), clock)
+
+    @page.get("/")
+    def index() -> str:
+        question = _question(request.query_string)
+        return render_template(
+            "page.html",
+            node=agent.node,
+            version=__version__,
+            refresh_s=REFRESH_S,
+            question=question,
+            question_text=printable(question),  # as an attribute; the rest goes through `name`
+            answer=_search(agent, question) if question.strip() else None,
+            live=kept.get(),
+            **_words(time.time_ns()),
+        )
+
+    @page.get("/live")
+    def live() -> BaseResponse:
+        response = Response(kept.get(), mimetype="text/html")
+        response.headers["Cache-Control"] = "no-cache"  # kept, and asked for again: mostly nothing has changed
+        response.add_etag()
+        return response.make_conditional(request)
+
+    @page.errorhandler(TombsyncError)
+    def index_failed(error: TombsyncError) -> tuple[Response, int]:
+        text = printable(f"{error}{'. ' + error.hint if error.hint else ''}")
+        return Response(f"The status page cannot be made: {text}\n", mimetype="text/plain"), 503
+
+    @page.after_request
+    def allow(response: Response) -> Response:
+        response.headers["Content-Security-Policy"] = _POLICY
+        response.headers["Referrer-Policy"] = "no-referrer"
+        return response
+
+    return page
+
+
+class _Kept:
+    """What was made last, for KEPT_S. Guarded by `_lock`: who comes while it is made waits for it."""
+
+    def __init__(self, make: Callable[[], Markup], clock: Callable[[], float]) -> None:
+        self._make = make
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._made = Markup()
+        self._until = float("-inf")
+
+    def get(self) -> Markup:
+        with self._lock:
+            if self._clock() >= self._until:
+                self._made = self._make()
+                self._until = self._clock() + KEPT_S
+            return self._made
+
+
+def _render_live(agent: Agent) -> Markup:
+    live = look(agent)
+    return Markup(render_template("live.html", live=live, root=agent.root, **_words(live.at_ns)))  # noqa: S704 (escaped by Jinja)
+
+
+def _words(now_ns: int) -> dict[str, object]:
+    """What templates say things with."""
+    return {
+        "when": lambda at_ns: time_html(at_ns, now_ns),
+        "when_s": lambda at_s: time_html(int(at_s * 1e9), now_ns),
+        "since_s": lambda at_s: age_text(now_ns / 1e9 - at_s),
+        "now_ns": now_ns,
+        "age": age_text,
+        "count": count_text,
+        "name": name_html,
+    }
+
+
+def _question(query: bytes) -> str:
+    """What was typed; bytes that are not UTF-8 stay what they are, as in names of the tree."""
+    try:
+        fields = parse_qs(query.decode("ascii", "surrogateescape"), errors="surrogateescape", max_num_fields=16)
+    except ValueError:  # more fields than the form has
+        return ""
+    return fields.get("q", [""])[0]
+
+
+class AnswerView(NamedTuple):
+    """What a search found, for the template."""
+
+    found: list[FoundView]
+    looked: str
+    problem: str
+    hint: str
+
+
+def _search(agent: Agent, question: str) -> AnswerView:
+    with agent.reader() as reader:
+        answer = search.answer(question, agent.root, reader)
+        markers = [one.marker for one in answer.found if one.marker is not None]
+        deliveries = reader.deliveries_of([marker.marker for marker in markers])
+    peers = sorted(peer for peer, _ in agent.sources.peers_up())
+    views = []
+    for one in answer.found:
+        marker = one.marker
+        views.append(
+            FoundView(
+                path=one.marked.path,
+                moment=moment_of(one.marked),
+                badge=_visibility(one),
+                hidden_at_ns=marker.hidden_at_ns if marker is not None else None,
+                notes=[*(name.rpartition(".")[2] for name in one.files), *(notes_of(marker) if marker else [])],
+                cells=cells_of(marker, deliveries.get(marker.marker, []), peers) if marker is not None else [],
+            )
+        )
+    return AnswerView(views, answer.looked, answer.problem, answer.hint)
+
+
+def _visibility(found: search.Found) -> Badge:
+    if found.is_hidden:
+        return Badge("hidden", "calm", "hidden" if found.files else "hidden, no data here")
+    return Badge("eye", "good", "visible") if found.files else Badge("dash", "calm", "no data here")
