@@ -90,6 +90,7 @@ from tombsync.errors.proof import (
     SigningFailed,
     UnmarkRefused,
 )
+from tombsync.errors.takedowns import NoTakedown, TakedownUnreadable
 
 __all__ = [
     "EXIT_FAILED",
@@ -125,6 +126,7 @@ __all__ = [
     "NoKeyAuthorized",
     "NoOwnKey",
     "NoRecords",
+    "NoTakedown",
     "NotConfirmed",
     "NotDeleted",
     "NotMarkable",
@@ -159,6 +161,7 @@ __all__ = [
     "SshdNotJailing",
     "SshdRefused",
     "StateRefused",
+    "TakedownUnreadable",
     "TombsyncError",
     "TooManyHours",
     "TreeRefused",

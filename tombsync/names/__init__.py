@@ -7,6 +7,7 @@ from tombsync.names.inbox import NODE_PATTERN, Canary, Offer, canary_name, offer
 from tombsync.names.paths import (
     CHAT_BATCH_S,
     EXTENSION,
+    HASH_PATTERN,
     MAX_NAME_BYTES,
     OWN_DIRECTORY,
     SEGMENT_PATTERN,
@@ -36,6 +37,7 @@ from tombsync.names.paths import (
 __all__ = [
     "CHAT_BATCH_S",
     "EXTENSION",
+    "HASH_PATTERN",
     "MAX_NAME_BYTES",
     "NODE_PATTERN",
     "OWN_DIRECTORY",

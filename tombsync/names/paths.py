@@ -31,6 +31,7 @@ CHAT_BATCH_S = 60.0
 
 # A UUID as the archive writes it for `temp`; 43 base64 characters hold 258 bits, so the last one has two zero bits.
 _HASH = r"[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]"
+HASH_PATTERN = re.compile(_HASH, re.ASCII)
 _UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 SEGMENT_PATTERN = re.compile(
     r"([0-5][0-9]):([0-5][0-9])\.([0-9]{6})-([0-9]{1,5}(?:\.[0-9]{1,9})?)-"

@@ -18,29 +18,45 @@ from tombsync.tree.directories import (
 from tombsync.tree.listing import Listing
 from tombsync.tree.note import parse_note, read_note
 from tombsync.tree.purged import Purged, purged_of, remember_purge
+from tombsync.tree.takedowns import (
+    TAKEDOWNS,
+    Takedown,
+    end_takedown,
+    find_takedown,
+    new_takedown_id,
+    read_takedowns,
+    write_takedown,
+)
 from tombsync.tree.tree import Tree
 from tombsync.tree.unmark import lacks_tombstone, remove_tombstones
 
 __all__ = [
+    "TAKEDOWNS",
     "DataFile",
     "Listing",
     "Purged",
     "Standing",
+    "Takedown",
     "Tree",
     "create_empty",
     "delete_data",
     "directory_names",
+    "end_takedown",
+    "find_takedown",
     "hour_numbers",
     "identities",
     "is_own_mount",
     "lacks_tombstone",
     "list_data",
     "names_in_place",
+    "new_takedown_id",
     "open_below",
     "parse_note",
     "purged_of",
     "read_note",
+    "read_takedowns",
     "remember_purge",
     "remove_tombstones",
     "standing",
+    "write_takedown",
 ]

@@ -7,7 +7,6 @@ ours stands in an hour directory. A purge appends to it, before it deletes; the 
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import stat
@@ -17,7 +16,8 @@ from typing import NamedTuple
 from tombsync.errors import NotDeleted
 from tombsync.names import OWN_DIRECTORY, Hour
 from tombsync.tree.data import DataFile
-from tombsync.tree.directories import DIRECTORY, open_below
+from tombsync.tree.directories import open_below
+from tombsync.tree.own import FILE_MODE, give_as, make_below, require_own_file, write_all
 
 PURGED = "purged"
 _MOST_BYTES = 16 << 20  # of one hour: 1,800 segments, purged 50 times
@@ -48,16 +48,14 @@ def remember_purge(root_fd: int, hour: Hour, files: Sequence[DataFile], *, at_ns
         for file in files
     )
     try:
-        directory = _make_below(root_fd, OWN_DIRECTORY, PURGED, hour.channel, hour.quality)
+        directory = make_below(root_fd, OWN_DIRECTORY, PURGED, hour.channel, hour.quality)
         try:
-            fd = os.open(hour.text, _APPEND, 0o644, dir_fd=directory)
+            fd = os.open(hour.text, _APPEND, FILE_MODE, dir_fd=directory)
             try:
-                _require_own_file(fd)
-                os.fchmod(fd, 0o644)  # whatever the umask: the agent, under another account, reads it
-                _give_as(directory, fd)
-                left = memoryview(b"\n" + lines)  # an earlier one may have been cut short in a line
-                while left:  # a raw write may be partial
-                    left = left[os.write(fd, left) :]
+                require_own_file(fd)
+                os.fchmod(fd, FILE_MODE)
+                give_as(directory, fd)
+                write_all(fd, b"\n" + lines)  # an earlier one may have been cut short in a line
                 os.fsync(fd)
             finally:
                 os.close(fd)
@@ -68,44 +66,6 @@ def remember_purge(root_fd: int, hour: Hour, files: Sequence[DataFile], *, at_ns
         path = f"{OWN_DIRECTORY}/{PURGED}/{hour.path}"
         reason = f"what is purged cannot be kept in {path}: {os.strerror(exc.errno or 0)}"
         raise NotDeleted(hour.path, reason) from exc
-
-
-def _make_below(root_fd: int, *parts: str) -> int:
-    """Open a directory below ROOT and make what is missing of it, durably. Raises OSError."""
-    fd = os.dup(root_fd)
-    try:
-        for part in parts:
-            made = True
-            try:
-                os.mkdir(part, 0o755, dir_fd=fd)
-                os.fsync(fd)
-            except FileExistsError:
-                made = False
-            above, fd = fd, os.open(part, DIRECTORY, dir_fd=fd)
-            try:
-                if made:
-                    os.fchmod(fd, 0o755)
-                    _give_as(above, fd)
-            finally:
-                os.close(above)
-    except OSError:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _require_own_file(fd: int) -> None:
-    """Raise OSError where what was opened may have other names, or is no file: who owns the tree could put it there."""
-    found = os.fstat(fd)
-    if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
-        raise OSError(errno.EMLINK, os.strerror(errno.EMLINK))
-
-
-def _give_as(parent_fd: int, fd: int) -> None:
-    """What root has made belongs to whom the directory belongs that it is in, so that they can go on with it."""
-    found, parent = os.fstat(fd), os.fstat(parent_fd)
-    if os.geteuid() == found.st_uid == 0 and parent.st_uid != 0:
-        os.fchown(fd, parent.st_uid, parent.st_gid)
 
 
 def purged_of(root_fd: int, hour: Hour) -> dict[str, Purged]:
