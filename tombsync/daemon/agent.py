@@ -18,7 +18,6 @@ from tombsync import __version__, config, confine, errors
 from tombsync.audit import Audit, Event, open_audit
 from tombsync.daemon.crew import STALLED_AFTER_S, Crew
 from tombsync.daemon.ending import stop_workers
-from tombsync.daemon.pages import LentReader, page_of
 from tombsync.daemon.parts import (
     believe_root,
     full_interval_s,
@@ -35,6 +34,7 @@ from tombsync.daemon.requests import Requests
 from tombsync.daemon.signals import Signals
 from tombsync.daemon.sources import Sources
 from tombsync.daemon.state import describe, peer_states, state_text
+from tombsync.daemon.status_page import LentReader, page_of
 from tombsync.daemon.supervisor import Supervisor
 from tombsync.guard import RootGuard
 from tombsync.index import AgentLock, Checkpointer, Writer, index_path, note_damage
@@ -192,7 +192,7 @@ class Agent:
             ready=rescan.first_done.is_set,
             ready_detail=lambda: describe(guard, rescan),
             stale_after_s=STALLED_AFTER_S,
-            blueprints=[page_of(settings, tree.root, sources, guard, rescan, page_reader)],
+            blueprints=[page_of(settings.node, tree, sources, guard, rescan, page_reader)],
         )
         server = WebServer(app, settings.http.listen, on_turn=lambda: crew.beats.beat("http"))
         server.start()

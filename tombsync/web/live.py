@@ -18,9 +18,12 @@ from tombsync.index import DeliveryGlance, MarkerRow, PeerGlance, Reader
 from tombsync.metrics import Sources
 from tombsync.names import Hour, Marked, parse_chat_stem, parse_stem
 from tombsync.plan import State
+from tombsync.timeline import parse_time, time_text
+from tombsync.tree import Takedown
 from tombsync.web.words import Badge, count_text, list_text
 
 LAST_MARKS = 50
+MOST_TAKEDOWNS = 20
 
 _OF_STATE = {
     State.PENDING: ("wait", "wait"),
@@ -82,6 +85,20 @@ class PlaceView(NamedTuple):
     hidden: int
 
 
+class TakedownView(NamedTuple):
+    """A takedown that was not ended."""
+
+    id: str
+    channel: str
+    qualities: str
+    start: str
+    end: str
+    rules: str
+    created_at_ns: int
+    actor: str
+    reason: str
+
+
 class Live(NamedTuple):
     """All that changes by itself."""
 
@@ -100,6 +117,8 @@ class Live(NamedTuple):
     inboxes: list[tuple[str, int]]
     peers: list[PeerView]
     marks: list[MarkView]
+    takedowns: list[TakedownView]
+    more_takedowns: int
     places: list[PlaceView]
 
 
@@ -117,6 +136,7 @@ class Agent:
     doing: Callable[[], str]
     stale_after_s: float
     reader: Callable[[], AbstractContextManager[Reader]]
+    takedowns: Callable[[], Sequence[Takedown]]
 
 
 def look(agent: Agent) -> Live:
@@ -137,10 +157,11 @@ def look(agent: Agent) -> Live:
     open_marks = sum(any(cell.badge.tone in ("wait", "care", "bad") for cell in mark.cells) for mark in marks)
     stalled = [name for name, stale in workers if stale]
     doing = agent.doing()
+    takedowns = sorted(agent.takedowns(), key=lambda one: one.created_at, reverse=True)
     return Live(
         at_ns=time.time_ns(),
         summary=[
-            _of_node(ready=agent.ready(), believed=believed, doing=doing, stalled=stalled),
+            _of_node(ready=agent.ready(), believed=believed, doing=doing, stalled=stalled, watches=ask.watches()),
             _of_peers(peers),
             _of_marks(len(marks), open_marks, tombstones, bool(peers)),
         ],
@@ -157,6 +178,8 @@ def look(agent: Agent) -> Live:
         inboxes=[(sender, waiting) for sender, waiting in ask.inbox_waiting() if waiting],
         peers=peers,
         marks=marks,
+        takedowns=[_takedown(one) for one in takedowns[:MOST_TAKEDOWNS]],
+        more_takedowns=max(0, len(takedowns) - MOST_TAKEDOWNS),
         places=places,
     )
 
@@ -164,14 +187,16 @@ def look(agent: Agent) -> Live:
 # -- the summary ------------------------------------------------------------------------------------------------------
 
 
-def _of_node(*, ready: bool, believed: bool, doing: str, stalled: Sequence[str]) -> tuple[Badge, str]:
+def _of_node(*, ready: bool, believed: bool, doing: str, stalled: Sequence[str], watches: int) -> tuple[Badge, str]:
     if stalled:
         return Badge("cross", "bad", "stalled"), f"No turn of {list_text(stalled)} ended for too long."
     if not believed:
         return Badge("cross", "bad", "paused"), "The segment tree is not there, or is another one."
     if not ready:
         return Badge("wait", "wait", "not ready"), f"Marks made while it was down are still looked for: {doing}."
-    return Badge("check", "good", "ready"), "" if doing == "ready" else f"Now: {doing.removeprefix('ready, ')}."
+    directories = f"{watches:,} {'directory' if watches == 1 else 'directories'} watched"
+    also = "" if doing == "ready" else f", {doing.removeprefix('ready, ')}"
+    return Badge("check", "good", "ready"), f"{directories}{also}."
 
 
 def _of_peers(peers: Sequence[PeerView]) -> tuple[Badge, str]:
@@ -238,6 +263,32 @@ def _peer(name: str, is_up: bool, counts: Counter[State], oldest_s: float, glanc
         error="" if is_up else error,
         error_at_ns=glance.error_at_ns if glance is not None else None,
     )
+
+
+# -- takedowns --------------------------------------------------------------------------------------------------------
+
+
+def _takedown(one: Takedown) -> TakedownView:
+    rules = ["what arrives late is marked at once" if one.sticky else "what arrives late is told"]
+    rules += ["also chat"] if one.chat else []
+    rules += [] if one.twins else ["without twins"]
+    created_us = parse_time(one.created_at) - parse_time("1970-01-01T00:00")
+    return TakedownView(
+        id=one.id,
+        channel=one.channel,
+        qualities=", ".join(one.qualities) or "all qualities",
+        start=_short(one.start_us),
+        end=_short(one.end_us),
+        rules="; ".join(rules),
+        created_at_ns=created_us * 1000,
+        actor=one.actor,
+        reason=one.reason,
+    )
+
+
+def _short(moment_us: int) -> str:
+    """To the millisecond, as segments are written in the table above."""
+    return time_text(moment_us).replace("T", " ")[:-4]
 
 
 # -- tombstones -------------------------------------------------------------------------------------------------------

@@ -24,6 +24,8 @@ from tombsync.web.live import Agent, Cell, cells_of, look, moment_of, notes_of
 from tombsync.web.words import Badge, age_text, count_text, name_html, time_html
 
 KEPT_S = 1.0
+OLD_AFTER_S = 10.0  # it takes some milliseconds to make: then a disk hangs, and nothing old is passed off as new
+PATIENCE_S = 1.0  # of a search beside another, and of the first who asks beside another
 REFRESH_S = 5  # of an open page, told to the script
 
 # Scripts, styles and images only from files of this server, nothing inline; questions only to this server.
@@ -48,9 +50,13 @@ def status_page(agent: Agent, *, clock: Callable[[], float] = time.monotonic) ->
     """The routes of the page: `/`, `/live` and `/static/…`. `clock`: seconds, monotonic."""
     page = Blueprint("page", __name__, template_folder="templates", static_folder="static", static_url_path="/static")
     kept = _Kept(lambda: _render_live(agent), clock)
+    searching = threading.Lock()  # one at a time, so that searches can never take every thread of the server
 
     @page.get("/")
-    def index() -> str:
+    def index() -> str | tuple[Response, int]:
+        live = kept.get()
+        if live is None:
+            return _failed("the disk of the index or of the segment tree does not answer")
         question = _question(request.query_string)
         return render_template(
             "page.html",
@@ -59,22 +65,24 @@ def status_page(agent: Agent, *, clock: Callable[[], float] = time.monotonic) ->
             refresh_s=REFRESH_S,
             question=question,
             question_text=printable(question),  # as an attribute; the rest goes through `name`
-            answer=_search(agent, question) if question.strip() else None,
-            live=kept.get(),
+            answer=_search(agent, question, searching) if question.strip() else None,
+            live=live,
             **_words(time.time_ns()),
         )
 
     @page.get("/live")
-    def live() -> BaseResponse:
-        response = Response(kept.get(), mimetype="text/html")
+    def live() -> BaseResponse | tuple[Response, int]:
+        made = kept.get()
+        if made is None:
+            return _failed("the disk of the index or of the segment tree does not answer")
+        response = Response(made, mimetype="text/html")
         response.headers["Cache-Control"] = "no-cache"  # kept, and asked for again: mostly nothing has changed
         response.add_etag()
         return response.make_conditional(request)
 
     @page.errorhandler(TombsyncError)
     def index_failed(error: TombsyncError) -> tuple[Response, int]:
-        text = printable(f"{error}{'. ' + error.hint if error.hint else ''}")
-        return Response(f"The status page cannot be made: {text}\n", mimetype="text/plain"), 503
+        return _failed(f"{error}{'. ' + error.hint if error.hint else ''}")
 
     @page.after_request
     def allow(response: Response) -> Response:
@@ -85,22 +93,36 @@ def status_page(agent: Agent, *, clock: Callable[[], float] = time.monotonic) ->
     return page
 
 
+def _failed(reason: str) -> tuple[Response, int]:
+    return Response(f"The status page cannot be made: {printable(reason)}\n", mimetype="text/plain"), 503
+
+
 class _Kept:
-    """What was made last, for KEPT_S. Guarded by `_lock`: who comes while it is made waits for it."""
+    """What was made last, for KEPT_S. Who comes while it is made is given the one before.
+
+    So no more than one thread of the server ever waits for a disk here, whatever that disk does, and `/metrics` and
+    `/healthz` are answered by the others.
+    """
 
     def __init__(self, make: Callable[[], Markup], clock: Callable[[], float]) -> None:
         self._make = make
         self._clock = clock
-        self._lock = threading.Lock()
-        self._made = Markup()
-        self._until = float("-inf")
+        self._making = threading.Lock()
+        self._made: tuple[float, Markup] | None = None  # when; replaced as a whole, by whoever has the lock
 
-    def get(self) -> Markup:
-        with self._lock:
-            if self._clock() >= self._until:
-                self._made = self._make()
-                self._until = self._clock() + KEPT_S
-            return self._made
+    def get(self) -> Markup | None:
+        """None where nothing could be made for OLD_AFTER_S."""
+        made = self._made
+        if made is not None and self._clock() < made[0] + KEPT_S:
+            return made[1]
+        if not self._making.acquire(timeout=PATIENCE_S if made is None else 0):
+            return made[1] if made is not None and self._clock() < made[0] + OLD_AFTER_S else None
+        try:
+            if self._made is made:  # nobody else was quicker
+                self._made = (self._clock(), self._make())
+            return self._made[1] if self._made is not None else None
+        finally:
+            self._making.release()
 
 
 def _render_live(agent: Agent) -> Markup:
@@ -139,22 +161,31 @@ class AnswerView(NamedTuple):
     hint: str
 
 
-def _search(agent: Agent, question: str) -> AnswerView:
-    with agent.reader() as reader:
-        answer = search.answer(question, agent.root, reader)
-        markers = [one.marker for one in answer.found if one.marker is not None]
-        deliveries = reader.deliveries_of([marker.marker for marker in markers])
+def _search(agent: Agent, question: str, searching: threading.Lock) -> AnswerView:
+    if not searching.acquire(timeout=PATIENCE_S):
+        return AnswerView([], "", "Somebody else is searching just now.", "ask again")
+    try:
+        with agent.reader() as reader:
+            answer = search.answer(question, agent.root, reader)
+            markers = [one.marker for one in answer.found if one.marker is not None]
+            deliveries = reader.deliveries_of([marker.marker for marker in markers])
+    finally:
+        searching.release()
     peers = sorted(peer for peer, _ in agent.sources.peers_up())
     views = []
     for one in answer.found:
         marker = one.marker
+        files = [f"{name.rpartition('.')[2]} file here" for name in one.files]
         views.append(
             FoundView(
                 path=one.marked.path,
                 moment=moment_of(one.marked),
                 badge=_visibility(one),
                 hidden_at_ns=marker.hidden_at_ns if marker is not None else None,
-                notes=[*(name.rpartition(".")[2] for name in one.files), *(notes_of(marker) if marker else [])],
+                notes=[
+                    *(f"{name.rpartition('.')[2]} file here" for name in one.files),
+                    *(notes_of(marker) if marker else []),
+                ],
                 cells=cells_of(marker, deliveries.get(marker.marker, []), peers) if marker is not None else [],
             )
         )
