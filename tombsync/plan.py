@@ -97,6 +97,24 @@ class HourDiff:
     mistakes: list[str]
 
 
+def visible_names(names: Iterable[str], *, marked: Iterable[str] = (), tombstones: bool = False) -> list[str]:
+    """What is listed of a directory of these names, sorted: the archive's own rule, and what else is `marked` (stems).
+
+    `tombstones`: those too. A name that begins with a dot is never listed. `STEM.ts.tombstone` counts for what it is to
+    the archive, the tombstone of `STEM.ts.ts`.
+    """
+    listed = [name for name in names if name[0] != "."]
+    hidden = {name[: -len(TOMBSTONE_SUFFIX)] for name in listed if name.endswith(TOMBSTONE_SUFFIX)}
+    hidden.update(marked)
+    segments = [name for name in listed if name.endswith(SEGMENT_SUFFIXES)]
+    if hidden:
+        segments = [name for name in segments if name.rpartition(".")[0] not in hidden]
+    if tombstones:
+        segments += [stem + TOMBSTONE_SUFFIX for stem in hidden]
+    segments.sort()
+    return segments
+
+
 def diff_hour(names: Iterable[str], *, segments: set[str], markers: set[str]) -> HourDiff:
     """Compare a listing with the rows that were read *before* it was made; `markers`: those known to be in the tree.
 

@@ -12,7 +12,7 @@ them is rounded; spans are half open. The rules are those of the archive's own r
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from typing import NamedTuple
@@ -52,6 +52,16 @@ class Piece(NamedTuple):
     def duration_us(self) -> int:
         """How long it plays."""
         return self.end_us - self.start_us
+
+    @property
+    def start(self) -> datetime:
+        """When it begins to play, UTC."""
+        return _moment(self.start_us)
+
+    @property
+    def end(self) -> datetime:
+        """When it has played, UTC."""
+        return _moment(self.end_us)
 
     def overlaps(self, start_us: int, end_us: int) -> bool:
         """Whether it carries any part of that span."""
@@ -100,26 +110,34 @@ def sequence(pieces: Iterable[Piece], start_us: int, end_us: int, size_of: SizeO
     The first may start before the span and the last end after it. Unless the first item is None, the first file covers
     the start; unless the last one is, the last file reaches the end.
     """
-    served: list[Piece | None] = []
-    last: Piece | None = None
-    for one in best_by_start(pieces, size_of):
+    return list(continued(best_by_start(pieces, size_of), start_us, end_us))
+
+
+def continued(
+    served: Iterable[Piece], start_us: int, end_us: int, *, after: Piece | None = None
+) -> Iterator[Piece | None]:
+    """The same from what `best_by_start` gives, in order; no more of it is taken than is needed.
+
+    `after`: the file that was given last, where an earlier call was left behind it.
+    """
+    last = after
+    for one in served if last is None or last.end_us < end_us else ():
         if last is None:
             if not one.overlaps(start_us, end_us):
                 continue
             if one.start_us > start_us:
-                served.append(None)
+                yield None
         else:
-            if one.start_us >= end_us or one.start_us < last.end_us - TOLERANCE_US:
+            if one.start_us <= last.start_us or one.start_us >= end_us or one.start_us < last.end_us - TOLERANCE_US:
                 continue
             if last.type != "full" or one.start_us > last.end_us + TOLERANCE_US:
-                served.append(None)
-        served.append(one)
+                yield None
+        yield one
         last = one
         if one.end_us >= end_us:
             break
     if last is None or last.type != "full" or last.end_us < end_us:
-        served.append(None)
-    return served
+        yield None
 
 
 def hours_of(start_us: int, end_us: int) -> range:
@@ -145,5 +163,21 @@ def parse_time(text: str) -> int:
 
 def time_text(moment_us: int) -> str:
     """The inverse of `parse_time`: `2019-11-13T02:45:51.608000Z`."""
-    moment = _FIRST + timedelta(microseconds=moment_us - _FIRST_US)
-    return moment.replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+    return _moment(moment_us).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+
+
+def iso(at_ns: int | None) -> str | None:
+    """A wall time (nanoseconds since 1970) in the same form, as programs read it; None for never."""
+    return None if at_ns is None else time_text(_UNIX_US + at_ns // 1000)
+
+
+def wall_ns(moment_us: int) -> int:
+    """The inverse: a time as `parse_time` gives it, in nanoseconds since 1970; negative before."""
+    return (moment_us - _UNIX_US) * 1000
+
+
+def _moment(moment_us: int) -> datetime:
+    return _FIRST + timedelta(microseconds=moment_us - _FIRST_US)
+
+
+_UNIX_US = parse_time("1970-01-01T00:00:00")

@@ -8,7 +8,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from tests.model.ground import file_state
-from tombsync.cli.ls import directory_listing
+from tombsync.client import directory_listing
 from tombsync.index.deliveries import Tally
 from tombsync.index.schema import hour_of
 from tombsync.names import EXTENSION, Hour, Kind, Marked, tombstone_name

@@ -17,7 +17,9 @@ RANKS = {
     **dict.fromkeys(["names"], 1),
     **dict.fromkeys(["plan", "config", "work", "precedence", "timeline"], 2),
     **dict.fromkeys(["index", "peers", "tree", "audit", "metrics", "confine", "notify"], 3),
-    **dict.fromkeys(["watch", "intake", "rescan", "push", "inbox", "guard", "web", "proof", "takedown", "coverage"], 4),
+    **dict.fromkeys(
+        ["watch", "intake", "rescan", "push", "inbox", "guard", "web", "proof", "takedown", "coverage", "client"], 4
+    ),
     **dict.fromkeys(["daemon"], 5),
     **dict.fromkeys(["cli"], 6),
 }

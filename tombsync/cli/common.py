@@ -225,14 +225,6 @@ def when(at_ns: int | None) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(at_ns / 1e9)) + "Z"
 
 
-def iso(at_ns: int | None) -> str | None:
-    """A wall time as programs read it; None for never."""
-    if at_ns is None:
-        return None
-    seconds, rest_ns = divmod(at_ns, 1_000_000_000)
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{rest_ns // 1000:06d}Z"
-
-
 def age(seconds: float) -> str:
     """A duration in the largest unit that fits."""
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):

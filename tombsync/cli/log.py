@@ -17,7 +17,6 @@ from tombsync.audit import STDIN, Story, read_story, written_s
 from tombsync.cli import complete
 from tombsync.cli.common import (
     Place,
-    iso,
     json_option,
     locate_segment,
     on_terminal,
@@ -29,6 +28,7 @@ from tombsync.cli.common import (
     when,
 )
 from tombsync.names import Kind, classify, printable
+from tombsync.timeline import iso
 from tombsync.tree import Tree
 
 _HEADERS = ("TIME", "NODE", "EVENT", "PEER", "MESSAGE")

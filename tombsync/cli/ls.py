@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import errno
-import os
 
 import click
 
-from tombsync import errors
-from tombsync.cli.common import Place, json_option, open_reader, place_options, say, say_json, tree_doubt, warn
+from tombsync import client, errors
+from tombsync.cli.common import Place, json_option, place_options, require_readable, say, say_json, tree_doubt, warn
 from tombsync.config import Settings
 from tombsync.index import Reader
-from tombsync.names import Hour, Kind, classify, strict_hour, tombstone_name, unsafe
-from tombsync.tree import Tree, directory_names, open_below
+from tombsync.names import Hour, strict_hour, unsafe
+from tombsync.tree import Tree, directory_names
 
 
 @click.command("ls")
@@ -81,45 +80,19 @@ def _listing(settings: Settings, tree: Tree, parts: list[str], tombstones: bool)
 
 
 def hour_listing(settings: Settings, tree: Tree, hour: Hour, *, tombstones: bool) -> list[str]:
-    """The visible names of an hour: from the index where it is settled, else from the directory and the known marks."""
-    try:
-        reader: Reader | None = open_reader(settings)
-    except errors.IndexMissing:
-        reader = None
-    try:
+    """The visible names of an hour: from the index where it is known good, else from the directory and the known marks.
+
+    Raises StateRefused where this account may not look into the state directory: it would seem to be empty.
+    """
+    require_readable(settings)
+    index = client.OpenIndex(settings.state_dir)
+
+    def ask(reader: Reader | None) -> list[str]:
         if reader is not None and (doubt := tree_doubt(settings, reader)):
             warn(f"this is not the listing of the known tree: {doubt}")
-        row = reader.hour_row(hour) if reader is not None else None
-        if reader is not None and row is not None and row.settled and _unchanged(tree, hour, row.mtime_ns):
-            return reader.listing(hour, tombstones=tombstones)
-        marked = set(reader.markers(hour)) if reader is not None else set()
-        return directory_listing(tree, hour, marked, tombstones=tombstones)
+        return client.hour_listing(reader, tree, hour, tombstones=tombstones).names
+
+    try:
+        return index.ask(ask)
     finally:
-        if reader is not None:
-            reader.close()
-
-
-def _unchanged(tree: Tree, hour: Hour, mtime_ns: int | None) -> bool:
-    try:
-        with tree.open_root() as root_fd:
-            fd = open_below(root_fd, hour.channel, hour.quality, hour.text)
-            try:
-                return os.fstat(fd).st_mtime_ns == mtime_ns
-            finally:
-                os.close(fd)
-    except OSError:
-        return False
-
-
-def directory_listing(tree: Tree, hour: Hour, marked: set[str], *, tombstones: bool) -> list[str]:
-    """The visible names of an hour as its directory and the known marks say; [] where there is none."""
-    try:
-        names = tree.list_below(hour.channel, hour.quality, hour.text)
-    except OSError as exc:
-        if exc.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-            raise
-        names = []
-    kinds = [(name, *classify(name)) for name in names]
-    hidden = marked | {stem for _, kind, stem in kinds if kind is Kind.TOMBSTONE}
-    visible = [name for name, kind, stem in kinds if kind in (Kind.TS, Kind.JSON) and stem not in hidden]
-    return sorted(visible + ([tombstone_name(stem) for stem in hidden] if tombstones else []))
+        index.close()

@@ -12,7 +12,6 @@ from tombsync.cli.common import (
     agent_runs,
     await_request,
     dry_run_option,
-    iso,
     json_option,
     on_terminal,
     open_reader,
@@ -26,6 +25,7 @@ from tombsync.cli.common import (
 from tombsync.cli.mark import claimed_actor
 from tombsync.config import Settings
 from tombsync.index import MarkerRow, Reader
+from tombsync.timeline import iso
 
 _PAGE = 500
 _SHOWN = 20

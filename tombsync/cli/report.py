@@ -15,13 +15,14 @@ import click
 
 from tombsync import errors
 from tombsync.cli import complete
-from tombsync.cli.common import Place, iso, json_option, open_reader, place_options, say, say_json, tell_error
+from tombsync.cli.common import Place, json_option, open_reader, place_options, say, say_json, tell_error
 from tombsync.cli.files import write_new
 from tombsync.cli.mark import claimed_actor
-from tombsync.cli.segments import find_markers, hear, segment_facts, segment_lines, standing_here, stands_of
+from tombsync.cli.segments import facts_of, find_markers, hear, segment_lines
 from tombsync.config import Settings
 from tombsync.index import MarkerRow, Reader
 from tombsync.names import printable
+from tombsync.timeline import iso
 from tombsync.tree import Tree, read_note
 
 NAMESPACE = "tombsync-report"  # of `ssh-keygen -Y`: a signature for anything else does not count
@@ -156,10 +157,10 @@ def _document(
         f"not asked: {_NOT_ASKED}",
     ]
     segments = []
-    for row in rows.values():
-        here, stands = standing_here(settings, reader, row), stands_of(settings, reader, row, heard)
+    markers = list(rows.values())
+    for row, (here, stands, facts) in zip(markers, facts_of(settings, reader, markers, heard), strict=True):
         claims = _claims(settings, row)
-        segments.append({**segment_facts(settings, row, here, stands), "claimed": claims})
+        segments.append({**facts, "claimed": claims})
         lines += ["", *segment_lines(row, here, stands)]
         if claims:
             lines.append("  the mark says: " + ", ".join(f"{key} {printable(value)}" for key, value in claims.items()))

@@ -11,7 +11,6 @@ from tombsync import errors
 from tombsync.cli.common import (
     age,
     exit_code,
-    iso,
     locate_segment,
     owner,
     say,
@@ -23,9 +22,10 @@ from tombsync.cli.common import (
 from tombsync.cli.progress import Bar
 from tombsync.config import PeerSettings, Settings
 from tombsync.index import MarkerRow, PeerRow, Reader
-from tombsync.names import Kind, Marked, classify
+from tombsync.names import Marked
 from tombsync.plan import State
-from tombsync.tree import Standing, Tree, standing
+from tombsync.timeline import iso
+from tombsync.tree import Standing, Tree
 
 if TYPE_CHECKING:
     from tombsync.proof import Heard, Question, Stand
@@ -40,12 +40,9 @@ def find_markers(settings: Settings, reader: Reader, text: str) -> list[MarkerRo
     if "/" in text:
         row = reader.marker(locate_segment(text, Tree(settings.root)))
         return [row] if row else []
-    kind, stem = classify(text)
-    stem = classify(stem)[1] if kind is Kind.MISTAKE else stem
-    rows = reader.stems_like(stem, limit=_MOST_HOURS + 1)
-    if len(rows) > _MOST_HOURS:  # a part of them would be taken for all
-        raise errors.TooManyHours(text, _MOST_HOURS)
-    return rows
+    from tombsync.proof import markers_of_stem
+
+    return markers_of_stem(reader, text, most=_MOST_HOURS)
 
 
 def named_markers(settings: Settings, reader: Reader, stems: Sequence[str]) -> list[MarkerRow]:
@@ -110,12 +107,13 @@ def tell_segments(settings: Settings, reader: Reader, stems: Sequence[str], *, l
     markers = [row for _, row in found if isinstance(row, MarkerRow)]
     heard = hear(settings, reader, markers) if live else {}
     documents: list[dict[str, Any]] = []
+    facts = facts_of(settings, reader, markers, heard)
     for stem, row in found:
         if not isinstance(row, MarkerRow):
             documents.append({"asked": stem, "segment": None, "error": str(row)})
             continue
-        here, stands = standing_here(settings, reader, row), stands_of(settings, reader, row, heard)
-        documents.append({"asked": stem, **segment_facts(settings, row, here, stands)})
+        here, stands, document = next(facts)
+        documents.append({"asked": stem, **document})
         if not as_json:
             for line in segment_lines(row, here, stands):
                 say(line)
@@ -213,68 +211,19 @@ def hear(settings: Settings, reader: Reader, rows: Sequence[MarkerRow]) -> dict[
     return {heard.peer: heard for heard, _ in ask_peers(settings, reader, settings.peers, sent.values())}
 
 
-def stands_of(settings: Settings, reader: Reader, row: MarkerRow, heard: dict[str, Heard]) -> list[Stand]:
-    """How it stands at each peer."""
-    from tombsync.proof import stand
+def facts_of(
+    settings: Settings, reader: Reader, rows: Sequence[MarkerRow], heard: dict[str, Heard]
+) -> Iterator[tuple[Standing | None, list[Stand], dict[str, Any]]]:
+    """How each stands here and at each peer, and the same for programs."""
+    from tombsync.proof import segment_facts, standing_here, stands_of
 
-    deliveries = {delivery.peer: delivery for delivery in reader.deliveries(row.marker)}
-    peers = {peer.name: peer for peer in reader.peers()}
+    tree = Tree(settings.root)
+    peers = {peer.name: peer for peer in reader.peers({})}
     configured = {peer.name for peer in settings.peers}
-    names = sorted(deliveries.keys() | (configured if row.pushable else set()))
-    return [
-        stand(
-            name,
-            row.marker,
-            deliveries.get(name),
-            peers.get(name),
-            heard.get(name),
-            configured=name in configured,
-        )
-        for name in names
-    ]
-
-
-def standing_here(settings: Settings, reader: Reader, row: MarkerRow) -> Standing | None:
-    """What of it stands in this node's own tree now; None where that is not known: another tree is there, or none."""
-    identity = reader.fact("root")
-    if identity is None:
-        return None
-    try:
-        with Tree(settings.root).open_believed(identity) as root_fd:
-            return standing(root_fd, row.marked)
-    except (errors.RootMissing, errors.RootNotBelieved, OSError):
-        return None
-
-
-def segment_facts(settings: Settings, row: MarkerRow, here: Standing | None, stands: Sequence[Stand]) -> dict[str, Any]:
-    """How it stands, for programs."""
-    return {
-        "segment": row.marked.path,
-        "hidden_at": iso(row.hidden_at_ns),
-        "source": row.source,
-        "owner": owner(row.owner_uid),
-        "sender": row.sender or None,
-        "origin": row.origin or settings.node,
-        "tombstone_here": here and here.tombstone,
-        "data_here": here and here.data,
-        "sent_to_peers": row.pushable,
-        "peers": [
-            {
-                "peer": one.peer,
-                "state": one.state.word if one.state is not None else None,
-                "confirmed_at": iso(one.confirmed_at_ns),
-                "asked_at": iso(one.asked_at_ns),
-                "asked_now": one.asked_now,
-                "data_there": one.data,
-                "data_asked_at": iso(one.data_asked_at_ns),
-                "unreachable_since": iso(one.unreachable_since_ns),
-                "configured": one.configured,
-                "detail": one.detail or None,
-                "error": one.error or one.unreachable_why or None,
-            }
-            for one in stands
-        ],
-    }
+    for row in rows:
+        here = standing_here(tree, reader, row)
+        stands = stands_of(reader, row, peers, heard, configured=configured)
+        yield here, stands, segment_facts(row, here, stands, node=settings.node, owner=owner(row.owner_uid))
 
 
 def segment_lines(row: MarkerRow, here: Standing | None, stands: Sequence[Stand]) -> list[str]:

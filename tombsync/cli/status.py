@@ -11,7 +11,6 @@ import click
 from tombsync.cli.common import (
     Place,
     age,
-    iso,
     json_option,
     open_reader,
     place_options,
@@ -24,8 +23,9 @@ from tombsync.cli.common import (
 )
 from tombsync.cli.segments import tell_pending, tell_segments
 from tombsync.config import Settings
-from tombsync.index import PeerRow, Reader, agent_pid
+from tombsync.index import PeerRow, Reader, agent_pid, peer_facts
 from tombsync.plan import State
+from tombsync.timeline import iso
 
 
 @click.command()
@@ -87,7 +87,7 @@ def node_facts(settings: Settings, reader: Reader) -> dict[str, Any]:
         "segments": {"visible": files - hidden, "hidden": hidden},
         "tombstones": markers,
         "rescan": _rescan_facts(reader),
-        "peers": [_peer_facts(row, running=bool(pid)) for row in reader.peers()],
+        "peers": [peer_facts(row, running=bool(pid), now_ns=time.time_ns()) for row in reader.peers()],
         "inboxes": json.loads(reader.fact("inboxes") or "[]"),
     }
 
@@ -104,23 +104,6 @@ def _rescan_facts(reader: Reader) -> dict[str, Any]:
         }
     ended = {name: iso(reader.fact(f"rescan_{name}_ns")) for name in ("interval", "full")}
     return {"running": running, "completed_at": ended}
-
-
-def _peer_facts(row: PeerRow, *, running: bool) -> dict[str, Any]:
-    oldest_s = None if row.oldest_unconfirmed_ns is None else max(0.0, time.time() - row.oldest_unconfirmed_ns / 1e9)
-    return {
-        "name": row.name,
-        "target": row.target,
-        "up": row.up if running else None,
-        "since": iso(row.changed_at_ns),
-        "deliveries": {state.word: count for state, count in sorted(row.counts.items())},
-        "pending": row.counts.get(State.PENDING, 0),
-        "confirmed": row.counts.get(State.CONFIRMED, 0),
-        "oldest_pending_s": oldest_s,
-        "last_error": row.error or None,
-        "last_error_at": iso(row.error_at_ns),
-        "verified_at": iso(row.verified_at_ns),
-    }
 
 
 def _say_node(settings: Settings, reader: Reader, facts: dict[str, Any]) -> None:
@@ -164,7 +147,7 @@ def _say_inboxes(inboxes: list[dict[str, Any]]) -> None:
 
 
 def _peer_line(row: PeerRow, *, running: bool) -> tuple[object, ...]:
-    facts = _peer_facts(row, running=running)
+    facts = peer_facts(row, running=running, now_ns=time.time_ns())
     state = "unknown" if not running else "up" if row.up else "down" if row.error else "connecting"
     usual = (State.PENDING, State.CONFIRMED)
     other = ", ".join(

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import click
 
-from tombsync.cli.common import Place, iso, json_option, open_reader, owner, place_options, say_json, say_table, when
-from tombsync.index import MarkerRow, Reader
+from tombsync.cli.common import Place, json_option, open_reader, owner, place_options, say_json, say_table, when
+from tombsync.index import MarkerRow, Reader, tombstone_facts
 from tombsync.plan import State
 
 _PAGE = 500
@@ -31,19 +31,7 @@ def tombstones(place: Place, channel: str | None, limit: int, as_json: bool) -> 
     finally:
         reader.close()
     if as_json:
-        say_json(
-            [
-                {
-                    "segment": row.marked.path,
-                    "hidden_at": iso(row.hidden_at_ns),
-                    "source": row.source,
-                    "owner": owner(row.owner_uid),
-                    "sent_to_peers": row.pushable,
-                    "peers": {delivery.peer: delivery.state.word for delivery in deliveries},
-                }
-                for row, deliveries in rows
-            ]
-        )
+        say_json([tombstone_facts(row, deliveries, owner=owner(row.owner_uid)) for row, deliveries in rows])
         return
     say_table(
         ("HIDDEN AT", "CONFIRMED", "BY", "SEGMENT"),

@@ -17,7 +17,6 @@ from tombsync.cli.common import (
     await_request,
     dry_run_option,
     exit_code,
-    iso,
     json_option,
     known_root,
     on_terminal,
@@ -41,6 +40,7 @@ from tombsync.config import Settings
 from tombsync.index import MarkerRow, Reader
 from tombsync.names import Hour, printable
 from tombsync.plan import State
+from tombsync.timeline import iso
 from tombsync.tree import Tree, remove_tombstones
 
 _SHOWN = 20

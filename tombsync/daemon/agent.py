@@ -18,6 +18,7 @@ from tombsync import __version__, config, confine, errors
 from tombsync.audit import Audit, Event, open_audit
 from tombsync.daemon.crew import STALLED_AFTER_S, Crew
 from tombsync.daemon.ending import stop_workers
+from tombsync.daemon.pages import Pages, pages_of
 from tombsync.daemon.parts import (
     believe_root,
     full_interval_s,
@@ -34,7 +35,7 @@ from tombsync.daemon.requests import Requests
 from tombsync.daemon.signals import Signals
 from tombsync.daemon.sources import Sources
 from tombsync.daemon.state import describe, peer_states, state_text
-from tombsync.daemon.status_page import LentReader, page_of
+from tombsync.daemon.status_page import page_of
 from tombsync.daemon.supervisor import Supervisor
 from tombsync.guard import RootGuard
 from tombsync.index import AgentLock, Checkpointer, Writer, index_path, note_damage
@@ -184,19 +185,20 @@ class Agent:
         sources = Sources(writer, path, pushers, inbox, watch, rescan, guard, crew.beats, audit)
         stack.callback(sources.close)
         metrics.ask(sources)
-        page_reader = LentReader(path)
-        stack.callback(page_reader.close)
+        pages = pages_of(
+            node=settings.node, root=tree.root, state_dir=settings.state_dir, pushers=pushers, writer=writer
+        )
         app = build_app(
             metrics_app=metrics.wsgi_app,
             health=crew.beats.ages_s,
             ready=rescan.first_done.is_set,
             ready_detail=lambda: describe(guard, rescan),
             stale_after_s=STALLED_AFTER_S,
-            blueprints=[page_of(settings.node, tree, sources, guard, rescan, page_reader)],
+            blueprints=pages.blueprints(partial(page_of, settings.node, tree, sources, guard, rescan, pages.ask)),
         )
         server = WebServer(app, settings.http.listen, on_turn=lambda: crew.beats.beat("http"))
         server.start()
-        stack.callback(server.close)
+        stack.callback(_close_http, server, pages)
         stack.callback(checkpointer.close)
         stack.callback(stop_workers, crew, pushers, watch, rescan, mailbox, inbox)
         first: list[Worker] = [checkpointer, intake]
@@ -289,6 +291,11 @@ class Agent:
     def stop(self) -> None:
         """End `run`; from any thread."""
         self._signals.stop()
+
+
+def _close_http(server: WebServer, pages: Pages) -> None:
+    if server.close():  # else a thread may still use what it answers from
+        pages.close()
 
 
 def _tell_confinement(audit: Audit, confinement: confine.Confinement | errors.ConfinementUnavailable) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from flask import Blueprint
 
@@ -15,31 +13,12 @@ from tombsync.daemon.crew import STALLED_AFTER_S
 from tombsync.daemon.state import describe
 from tombsync.errors import RootMissing
 from tombsync.guard import RootGuard
-from tombsync.index import Reader
 from tombsync.metrics import Sources
 from tombsync.names import OWN_DIRECTORY
 from tombsync.rescan import Rescan
 from tombsync.tree import TAKEDOWNS, Takedown, Tree, open_below, read_takedowns
 
 _SETTLES_NS = 2_000_000_000  # as of a listing of an hour: a change so soon after another may show the same mtime
-
-
-class LentReader:
-    """A reader of the index for whichever thread has it: one at a time, under `_lock`."""
-
-    def __init__(self, path: str) -> None:
-        self._lock = threading.Lock()
-        self._reader = Reader(path)
-
-    @contextmanager
-    def __call__(self) -> Iterator[Reader]:
-        with self._lock:
-            yield self._reader
-
-    def close(self) -> None:
-        """Nobody asks any more."""
-        with self._lock:
-            self._reader.close()
 
 
 class RunningTakedowns:
@@ -73,17 +52,18 @@ class RunningTakedowns:
             self._read_of = version if abs(now_ns - seen.st_mtime_ns) > _SETTLES_NS else None
 
 
-def page_of(node: str, tree: Tree, sources: Sources, guard: RootGuard, rescan: Rescan, reader: LentReader) -> Blueprint:
+def page_of(
+    node: str, tree: Tree, sources: Sources, guard: RootGuard, rescan: Rescan, ask: web.Ask, turns: web.Turns
+) -> Blueprint:
     """The status page of this agent."""
-    return web.status_page(
-        web.Agent(
-            node=node,
-            root=tree.root,
-            sources=sources,
-            ready=rescan.first_done.is_set,
-            doing=lambda: describe(guard, rescan),
-            stale_after_s=STALLED_AFTER_S,
-            reader=reader,
-            takedowns=RunningTakedowns(tree),
-        )
+    agent = web.Agent(
+        node=node,
+        root=tree.root,
+        sources=sources,
+        ready=rescan.first_done.is_set,
+        doing=lambda: describe(guard, rescan),
+        stale_after_s=STALLED_AFTER_S,
+        ask=ask,
+        takedowns=RunningTakedowns(tree),
     )
+    return web.status_page(agent, turns)

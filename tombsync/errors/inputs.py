@@ -30,6 +30,29 @@ class BadTime(TombsyncError):
 
 
 @dataclass(eq=False)
+class EmptySpan(TombsyncError):
+    """A span of time that does not end after it begins."""
+
+    start: str
+    end: str
+    hint: str = "name the earlier time first"
+
+    def __str__(self) -> str:
+        return f"{self.end} is not after {self.start}"
+
+
+@dataclass(eq=False)
+class BadCursor(TombsyncError):
+    """A place in a paged answer that no page has named."""
+
+    text: str
+    hint: str = "take `next` of the page before as it is, or begin without one"
+
+    def __str__(self) -> str:
+        return f"{self.text!r} is no cursor of this answer"
+
+
+@dataclass(eq=False)
 class OutsideRoot(TombsyncError):
     """A path that does not lie in the segment tree."""
 

@@ -34,6 +34,18 @@ class RootNotBelieved(TombsyncError):
 
 
 @dataclass(eq=False)
+class DirectoryUnreadable(TombsyncError):
+    """A directory of the segment tree is there and cannot be listed."""
+
+    path: str
+    reason: str
+    hint: str = "check the owner and the mode of that directory, and its disk"
+
+    def __str__(self) -> str:
+        return f"{self.path}: cannot be listed: {self.reason}"
+
+
+@dataclass(eq=False)
 class TreeRefused(TombsyncError):
     """The tree did not allow a tombstone, or the agent's own root marker, to be created."""
 

@@ -22,10 +22,11 @@ from tombsync.index.batches import (
     SegmentRows,
 )
 from tombsync.index.checkpoint import Checkpointer
+from tombsync.index.facts import peer_facts, tombstone_facts
 from tombsync.index.files import SIDE_FILES, AgentLock, agent_pid, damage_noted, index_path, note_damage, set_aside
 from tombsync.index.glance import DeliveryGlance, PeerGlance
 from tombsync.index.hiding import Hidden
-from tombsync.index.hours import HourRow
+from tombsync.index.hours import HourRow, mistakes_key
 from tombsync.index.peer_rows import PeerAdded, PeerForgotten
 from tombsync.index.proofs import DeliveryRow, Unconfirmed
 from tombsync.index.reader import Due, MarkerRow, PeerRow, Reader
@@ -66,6 +67,9 @@ __all__ = [
     "agent_pid",
     "damage_noted",
     "index_path",
+    "mistakes_key",
     "note_damage",
+    "peer_facts",
     "set_aside",
+    "tombstone_facts",
 ]

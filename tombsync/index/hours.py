@@ -24,6 +24,11 @@ class HourRow(NamedTuple):
     files: int
 
 
+def mistakes_key(hour: Hour) -> str:
+    """The key of the fact that an hour has names that look like tombstones and are none of ours."""
+    return f"mistakes {json.dumps(hour.path)}"  # text, whatever bytes the path is made of
+
+
 class Hours(Questions):
     """What Reader can tell of hours and segments."""
 
@@ -90,6 +95,10 @@ class Hours(Questions):
             "SELECT stem, max(in_tree) FROM marker WHERE hour = ? GROUP BY stem HAVING max(gen) % 2 = 0", (key,)
         )
         return {from_key(stem): bool(in_tree) for stem, in_tree in rows}
+
+    def has_mistakes(self, hour: Hour) -> bool:
+        """Whether the last listing of an hour found a `STEM.ts.tombstone` or the like, of which there are no rows."""
+        return bool(self._all("SELECT 1 FROM meta WHERE key = ? AND value IS NOT NULL", (mistakes_key(hour),)))
 
     def listing(self, hour: Hour, *, tombstones: bool = False) -> list[str]:
         """The visible file names of an hour, sorted; with `tombstones` the tombstones too. [] for an unknown hour."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from tombsync.index import files
@@ -21,6 +22,17 @@ class Questions:
     def _all(self, sql: str, values: Sequence[object] = ()) -> list[Any]:
         with files.translated(self.path):
             return self._connection.execute(sql, values).fetchall()
+
+    @contextmanager
+    def one_moment(self) -> Iterator[None]:
+        """All questions in a `with` block are answered as of one moment. Kept short, as the log cannot shrink then."""
+        with files.translated(self.path):
+            self._connection.execute("BEGIN")
+        try:
+            yield
+        finally:
+            with files.translated(self.path):
+                self._connection.execute("ROLLBACK")
 
     def places(self) -> dict[tuple[str, str], tuple[int, bool]]:
         """(channel, quality) -> (key, whether it was a mount of its own)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -99,6 +100,22 @@ class Reader(Hours, Proofs, Glance):
             (below if below is not None else 1 << 62, limit),
         )
         return [self._marker(row) for row in rows]
+
+    def marker_rows_since(self, since_ns: int, *, above: int, below: int, limit: int) -> list[MarkerRow]:
+        """Tombstones that were recorded at `since_ns` (wall time) or later, their key within (above, below), newest
+        first. Each key within is looked at: a clock that was set back leaves no order of time.
+        """
+        rows = self._all(
+            f"SELECT {_MARKER_COLUMNS} FROM marker m WHERE m.id > ? AND m.id < ? AND m.hidden_at_ns >= ?"
+            " ORDER BY m.id DESC LIMIT ?",
+            (above, below, since_ns, limit),
+        )
+        return [self._marker(row) for row in rows]
+
+    def newest_marker(self) -> int:
+        """The key of the newest tombstone; 0 without one."""
+        ((newest,),) = self._all("SELECT coalesce(max(id), 0) FROM marker")
+        return int(newest)
 
     def unpushable(self, *, below: int | None, limit: int) -> list[MarkerRow]:
         """Recorded tombstones that are not sent to peers, newest first."""
@@ -211,11 +228,13 @@ class Reader(Hours, Proofs, Glance):
         )
         return rows[0][0] if rows else None
 
-    def peers(self) -> list[PeerRow]:
-        """Every peer by name, with its deliveries counted."""
-        counts: dict[int, dict[State, int]] = {}
-        for peer, state, count in self._all("SELECT peer, state, count(*) FROM delivery GROUP BY 1, 2"):
-            counts.setdefault(peer, {})[State(state)] = count
+    def peers(self, counts: Mapping[int, dict[State, int]] | None = None) -> list[PeerRow]:
+        """Every peer by name, with its deliveries counted; `counts`: by the peer's key, where somebody keeps them.
+
+        Counting looks at each delivery: where it is asked often, give them, or {} where they do not matter.
+        """
+        if counts is None:
+            counts = self._counts()
         return [
             PeerRow(
                 row[0],
@@ -233,6 +252,12 @@ class Reader(Hours, Proofs, Glance):
                 "SELECT id, name, target, up, changed_at_ns, error, error_at_ns, verified_at_ns FROM peer ORDER BY name"
             )
         ]
+
+    def _counts(self) -> dict[int, dict[State, int]]:
+        counts: dict[int, dict[State, int]] = {}
+        for peer, state, count in self._all("SELECT peer, state, count(*) FROM delivery GROUP BY 1, 2"):
+            counts.setdefault(peer, {})[State(state)] = count
+        return counts
 
     # -- facts --------------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from tombsync import plan
 from tombsync.audit import Audit, Event
 from tombsync.errors import TreeRefused
-from tombsync.index import Facts, HourGone, HourListed, HourRow, MarkersForgotten, Reader, SegmentRows
+from tombsync.index import Facts, HourGone, HourListed, HourRow, MarkersForgotten, Reader, SegmentRows, mistakes_key
 from tombsync.metrics import Metrics
 from tombsync.names import Hour, Marked, classify, mistake_message, printable
 from tombsync.rescan.places import Places
@@ -134,6 +134,7 @@ class HourVisitor:
         self._put_segments(hour, add=diff.add, drop=diff.drop)
         for name in diff.mistakes:
             self._tell_mistake(hour, name)
+        self._note_mistakes(hour, found=bool(diff.mistakes))  # before the hour can settle with them
         if markers or diff.markers_found:
             self._look_for_returned(root_fd, fd, hour, markers.keys() | diff.markers_found)
         waiting = self._put_back(root_fd, hour, diff.markers_missing)
@@ -163,6 +164,11 @@ class HourVisitor:
         if (hour, name) not in self._mistakes and len(self._mistakes) < _MOST_MISTAKES_TOLD:
             self._mistakes.add((hour, name))
             self._audit.record(Event.MISTAKEN_NAME, mistake_message(hour, name), hour=hour, source=Source.RESCAN.value)
+
+    def _note_mistakes(self, hour: Hour, *, found: bool) -> None:
+        """To the archive such names are tombstones of other stems: who lists the hour has to look at the directory."""
+        if found != self._reader.has_mistakes(hour):
+            self._mailbox.put_bulk(Facts({mistakes_key(hour): 1 if found else None}))
 
     def _look_for_returned(self, root_fd: int, fd: int, hour: Hour, marked: Collection[str]) -> None:
         """Tell once of each data file that was purged and stands there again, beside its tombstone."""
@@ -275,6 +281,7 @@ class HourVisitor:
             for start in range(0, len(markers), TRANSACTION_ROWS):
                 part = markers[start : start + TRANSACTION_ROWS]
                 self._mailbox.put_bulk(MarkersForgotten(hour, part, lambda stems: self._tell_gone(hour, stems)))
+        self._note_mistakes(hour, found=False)
         self._mailbox.put_bulk(HourGone(hour))
         del self._gone[hour]
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 from urllib.parse import quote
 
 from tombsync.index import DeliveryGlance, MarkerRow, PeerGlance, Reader
@@ -21,6 +20,8 @@ from tombsync.plan import State
 from tombsync.timeline import parse_time, time_text
 from tombsync.tree import Takedown
 from tombsync.web.words import Badge, count_text, list_text
+
+T = TypeVar("T")
 
 LAST_MARKS = 50
 MOST_TAKEDOWNS = 20
@@ -122,11 +123,18 @@ class Live(NamedTuple):
     places: list[PlaceView]
 
 
+class Ask(Protocol):
+    """Puts a short question to the index. Raises IndexMissing, IndexDamaged, IndexTooNew, StateRefused."""
+
+    def __call__(self, question: Callable[[Reader], T], /) -> T:
+        """The answer of the question."""
+
+
 @dataclass(frozen=True)
 class Agent:
     """Where the page's facts come from. Every callable is quick, and safe to call from any thread.
 
-    `reader`: lends a reader of the index to the calling thread for the time of a `with` block.
+    `ask`: puts a short question to the index, with the reader of the calling thread.
     """
 
     node: str
@@ -135,16 +143,13 @@ class Agent:
     ready: Callable[[], bool]
     doing: Callable[[], str]
     stale_after_s: float
-    reader: Callable[[], AbstractContextManager[Reader]]
+    ask: Ask
     takedowns: Callable[[], Sequence[Takedown]]
 
 
 def look(agent: Agent) -> Live:
     """Everything as it stands now. Raises IndexMissing, IndexDamaged, StateRefused."""
-    with agent.reader() as reader:
-        glances = {glance.name: glance for glance in reader.peer_glances()}
-        rows = reader.marker_rows(limit=LAST_MARKS)
-        deliveries = reader.deliveries_of([row.marker for row in rows])
+    glances, rows, deliveries = agent.ask(_of_index)
     ask = agent.sources
     up = dict(ask.peers_up())
     peers = _peers(ask, up, glances)
@@ -182,6 +187,14 @@ def look(agent: Agent) -> Live:
         more_takedowns=max(0, len(takedowns) - MOST_TAKEDOWNS),
         places=places,
     )
+
+
+def _of_index(
+    reader: Reader,
+) -> tuple[dict[str, PeerGlance], list[MarkerRow], dict[int, list[DeliveryGlance]]]:
+    rows = reader.marker_rows(limit=LAST_MARKS)
+    glances = {glance.name: glance for glance in reader.peer_glances()}
+    return glances, rows, reader.deliveries_of([row.marker for row in rows])
 
 
 # -- the summary ------------------------------------------------------------------------------------------------------

@@ -18,14 +18,16 @@ from werkzeug.wrappers import Response as BaseResponse
 
 from tombsync import __version__
 from tombsync.errors import TombsyncError
+from tombsync.index import DeliveryGlance, Reader
 from tombsync.names import printable
 from tombsync.web import search
 from tombsync.web.live import Agent, Cell, cells_of, look, moment_of, notes_of
+from tombsync.web.turns import Turns
 from tombsync.web.words import Badge, age_text, count_text, name_html, time_html
 
 KEPT_S = 1.0
 OLD_AFTER_S = 10.0  # it takes some milliseconds to make: then a disk hangs, and nothing old is passed off as new
-PATIENCE_S = 1.0  # of a search beside another, and of the first who asks beside another
+PATIENCE_S = 1.0  # of those who come while the first one is made
 REFRESH_S = 5  # of an open page, told to the script
 
 # Scripts, styles and images only from files of this server, nothing inline; questions only to this server.
@@ -46,11 +48,10 @@ class FoundView(NamedTuple):
     cells: list[Cell]
 
 
-def status_page(agent: Agent, *, clock: Callable[[], float] = time.monotonic) -> Blueprint:
-    """The routes of the page: `/`, `/live` and `/static/…`. `clock`: seconds, monotonic."""
+def status_page(agent: Agent, turns: Turns, *, clock: Callable[[], float] = time.monotonic) -> Blueprint:
+    """The routes of the page: `/`, `/live` and `/static/…`. What reads a disk takes one of `turns`."""
     page = Blueprint("page", __name__, template_folder="templates", static_folder="static", static_url_path="/static")
-    kept = _Kept(lambda: _render_live(agent), clock)
-    searching = threading.Lock()  # one at a time, so that searches can never take every thread of the server
+    kept = _Kept(lambda: _render_live(agent), turns, clock)
 
     @page.get("/")
     def index() -> str | tuple[Response, int]:
@@ -65,7 +66,7 @@ def status_page(agent: Agent, *, clock: Callable[[], float] = time.monotonic) ->
             refresh_s=REFRESH_S,
             question=question,
             question_text=printable(question),  # as an attribute; the rest goes through `name`
-            answer=_search(agent, question, searching) if question.strip() else None,
+            answer=_search(agent, question, turns) if question.strip() else None,
             live=live,
             **_words(time.time_ns()),
         )
@@ -98,14 +99,11 @@ def _failed(reason: str) -> tuple[Response, int]:
 
 
 class _Kept:
-    """What was made last, for KEPT_S. Who comes while it is made is given the one before.
+    """What was made last, for KEPT_S. Who comes while it is made is given the one before, and waits for no disk."""
 
-    So no more than one thread of the server ever waits for a disk here, whatever that disk does, and `/metrics` and
-    `/healthz` are answered by the others.
-    """
-
-    def __init__(self, make: Callable[[], Markup], clock: Callable[[], float]) -> None:
+    def __init__(self, make: Callable[[], Markup], turns: Turns, clock: Callable[[], float]) -> None:
         self._make = make
+        self._turns = turns
         self._clock = clock
         self._making = threading.Lock()
         self._made: tuple[float, Markup] | None = None  # when; replaced as a whole, by whoever has the lock
@@ -113,14 +111,21 @@ class _Kept:
     def get(self) -> Markup | None:
         """None where nothing could be made for OLD_AFTER_S."""
         made = self._made
-        if made is not None and self._clock() < made[0] + KEPT_S:
-            return made[1]
-        if not self._making.acquire(timeout=PATIENCE_S if made is None else 0):
-            return made[1] if made is not None and self._clock() < made[0] + OLD_AFTER_S else None
+        if made is None or self._clock() >= made[0] + KEPT_S:
+            self._renew(made)
+            made = self._made
+        return made[1] if made is not None and self._clock() < made[0] + OLD_AFTER_S else None
+
+    def _renew(self, made: tuple[float, Markup] | None) -> None:
+        """Make a new one, unless somebody else is just making it; of the first one all wait for a moment."""
+        if not self._making.acquire(timeout=0 if made is not None else PATIENCE_S):
+            return
         try:
-            if self._made is made:  # nobody else was quicker
-                self._made = (self._clock(), self._make())
-            return self._made[1] if self._made is not None else None
+            if self._made is made and self._turns.take():
+                try:
+                    self._made = (self._clock(), self._make())
+                finally:
+                    self._turns.give_back()
         finally:
             self._making.release()
 
@@ -161,16 +166,13 @@ class AnswerView(NamedTuple):
     hint: str
 
 
-def _search(agent: Agent, question: str, searching: threading.Lock) -> AnswerView:
-    if not searching.acquire(timeout=PATIENCE_S):
-        return AnswerView([], "", "Somebody else is searching just now.", "ask again")
+def _search(agent: Agent, question: str, turns: Turns) -> AnswerView:
+    if not turns.take():
+        return AnswerView([], "", "The disk of the index or of the segment tree does not answer.", "ask again later")
     try:
-        with agent.reader() as reader:
-            answer = search.answer(question, agent.root, reader)
-            markers = [one.marker for one in answer.found if one.marker is not None]
-            deliveries = reader.deliveries_of([marker.marker for marker in markers])
+        answer, deliveries = agent.ask(lambda reader: _of_index(reader, question, agent.root))
     finally:
-        searching.release()
+        turns.give_back()
     peers = sorted(peer for peer, _ in agent.sources.peers_up())
     views = []
     for one in answer.found:
@@ -182,10 +184,7 @@ def _search(agent: Agent, question: str, searching: threading.Lock) -> AnswerVie
                 moment=moment_of(one.marked),
                 badge=_visibility(one),
                 hidden_at_ns=marker.hidden_at_ns if marker is not None else None,
-                notes=[
-                    *(f"{name.rpartition('.')[2]} file here" for name in one.files),
-                    *(notes_of(marker) if marker else []),
-                ],
+                notes=files + (notes_of(marker) if marker is not None else []),
                 cells=cells_of(marker, deliveries.get(marker.marker, []), peers) if marker is not None else [],
             )
         )
@@ -196,3 +195,8 @@ def _visibility(found: search.Found) -> Badge:
     if found.is_hidden:
         return Badge("hidden", "calm", "hidden" if found.files else "hidden, no data here")
     return Badge("eye", "good", "visible") if found.files else Badge("dash", "calm", "no data here")
+
+
+def _of_index(reader: Reader, question: str, root: str) -> tuple[search.Answer, dict[int, list[DeliveryGlance]]]:
+    answer = search.answer(question, root, reader)
+    return answer, reader.deliveries_of([one.marker.marker for one in answer.found if one.marker is not None])
