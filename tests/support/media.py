@@ -44,9 +44,9 @@ class Film:
         self._kept.mkdir(parents=True)
         raw = scratch / "raw"
         raw.mkdir()
-        source = f"testsrc2=size={_SIZES[quality]}:rate=10:duration={seconds}"
+        picture, tone = f"testsrc2=size={_SIZES[quality]}:rate=10:duration={seconds}", f"sine=duration={seconds}"
         subprocess.run(
-            [need("ffmpeg"), "-v", "error", "-f", "lavfi", "-i", source, "-f", "lavfi", "-i", f"sine=duration={seconds}",
+            [need("ffmpeg"), "-v", "error", "-f", "lavfi", "-i", picture, "-f", "lavfi", "-i", tone,
              "-c:v", "libx264", "-preset", "ultrafast", "-force_key_frames", f"expr:gte(t,n_forced*{clip_s})",
              "-c:a", "aac", "-f", "segment", "-segment_time", str(clip_s), "-segment_format", "mpegts",
              str(raw / "%05d.ts")],
