@@ -30,6 +30,30 @@ class BadTime(TombsyncError):
 
 
 @dataclass(eq=False)
+class EmptySpan(TombsyncError):
+    """A span of time that does not end after it begins."""
+
+    start: str
+    end: str
+    hint: str = "name the earlier time first"
+
+    def __str__(self) -> str:
+        return f"{self.end} is not after {self.start}"
+
+
+@dataclass(eq=False)
+class MapTooWide(TombsyncError):
+    """A map of more hours than anybody can look at."""
+
+    hours: int
+    most: int
+    hint: str = "name a shorter range with --from and --to, and draw one map after another"
+
+    def __str__(self) -> str:
+        return f"a map of {self.hours} hours: {self.most} are the most"
+
+
+@dataclass(eq=False)
 class OutsideRoot(TombsyncError):
     """A path that does not lie in the segment tree."""
 

@@ -22,6 +22,7 @@ from tombsync.index.batches import (
     SegmentRows,
 )
 from tombsync.index.checkpoint import Checkpointer
+from tombsync.index.coverage import CoverageRow, HourCovered, Made
 from tombsync.index.files import SIDE_FILES, AgentLock, agent_pid, damage_noted, index_path, note_damage, set_aside
 from tombsync.index.hiding import Hidden
 from tombsync.index.hours import HourRow
@@ -34,6 +35,7 @@ __all__ = [
     "SIDE_FILES",
     "AgentLock",
     "Checkpointer",
+    "CoverageRow",
     "DeliveriesHeld",
     "DeliveryOutcomes",
     "DeliveryRow",
@@ -42,9 +44,11 @@ __all__ = [
     "Hidden",
     "HoldsEnded",
     "HoldsEndedUpTo",
+    "HourCovered",
     "HourGone",
     "HourListed",
     "HourRow",
+    "Made",
     "MarkerRow",
     "MarkersForgotten",
     "MarkersPlaced",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from tombsync.index.coverage import Coverages
 from tombsync.index.hours import Hours
 from tombsync.index.proofs import Proofs
 from tombsync.index.schema import (
@@ -86,7 +87,7 @@ class PeerRow:
     oldest_unconfirmed_ns: int | None
 
 
-class Reader(Hours, Proofs):
+class Reader(Hours, Proofs, Coverages):
     """Reads the index. Raises IndexMissing, IndexDamaged, StateRefused."""
 
     # -- markers and deliveries ---------------------------------------------------------------------------------------
