@@ -67,6 +67,9 @@ class Sources(Protocol):
     def journal_dropped(self) -> int:
         """Audit records that could not be kept."""
 
+    def coverage_s(self) -> Iterable[tuple[str, str, str, float]]:
+        """(channel, quality, state, seconds) of all hours that were judged."""
+
 
 class Metrics:
     """Every metric of the agent. Safe to use from all threads."""
@@ -182,6 +185,15 @@ class _Gauges:
         )
         yield gauge(
             "root_believed", "Whether the segment tree is there and is the known one.", (), [((), ask.root_believed())]
+        )
+        yield gauge(
+            "coverage_seconds",
+            "Time in all hours of a quality; covered, tombstoned and hole add up, editable and partial are of covered.",
+            ("channel", "quality", "state"),
+            (
+                ((printable(channel), printable(quality), state), seconds)
+                for channel, quality, state, seconds in ask.coverage_s()
+            ),
         )
         yield gauge("journal_dropped", "Audit records lost since the start.", (), [((), ask.journal_dropped())])
         yield gauge(

@@ -111,10 +111,17 @@ CREATE INDEX marker_awaited ON marker (id) WHERE in_tree = 0;
 ALTER TABLE delivery ADD COLUMN data INTEGER;
 ALTER TABLE delivery ADD COLUMN data_asked_at_ns INTEGER;
 """
+_TABLES_3 = """
+ALTER TABLE marker ADD COLUMN meant INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE marker ADD COLUMN also_from TEXT;
+UPDATE marker SET meant = 1 WHERE sender IS NOT NULL;
+CREATE INDEX delivery_held ON delivery (marker) WHERE state = 5;
+"""
 OLDER: dict[int, str] = {
     0: "",
     1: _TABLES_1 + _ROWS,
     2: _TABLES_1 + _TABLES_2 + _ROWS,
+    3: _TABLES_1 + _TABLES_2 + _TABLES_3 + _ROWS,
 }
 
 
@@ -138,7 +145,7 @@ def test_a_new_index_says_what_it_is(path: Path) -> None:
     assert query(path, "PRAGMA application_id") == [(0x746F6D62,)]
     assert query(path, "PRAGMA user_version") == [(len(schema.MIGRATIONS),)]
     tables = {name for kind, name, _ in structure(path) if kind == "table"}
-    assert tables == {"meta", "place", "hour", "segment", "marker", "peer", "delivery", "sqlite_sequence"}
+    assert tables == {"meta", "place", "hour", "segment", "marker", "peer", "delivery", "coverage", "sqlite_sequence"}
     assert query(path, "PRAGMA journal_mode") == [("wal",)]
     assert query(path, "PRAGMA integrity_check") == [("ok",)]
 

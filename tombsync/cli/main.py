@@ -25,6 +25,7 @@ _COMMANDS = {
     "ls": "ls:ls",
     "tombstones": "tombstones:tombstones",
     "status": "status:status",
+    "coverage": "coverage:coverage",
     "release": "release:release",
     "unmark": "unmark:unmark",
     "purge": "purge:purge",

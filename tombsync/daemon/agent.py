@@ -1,7 +1,7 @@
 """The agent: built, started in order, supervised, stopped in reverse order.
 
-Order: signals, lock, confinement, journal, index, HTTP, checkpoints, intake, pushers, root guard, watcher, rescan. The
-confinement comes before the first thread, as it binds only the threads that are started after it.
+Order: signals, lock, confinement, journal, index, HTTP, checkpoints, intake, pushers, root guard, watcher, rescan,
+coverage. The confinement comes before the first thread, as it binds only the threads that are started after it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from functools import partial
 
 from tombsync import __version__, config, confine, errors
 from tombsync.audit import Audit, Event, open_audit
+from tombsync.coverage import CoverageView, CoverageWorker, draw
 from tombsync.daemon.crew import STALLED_AFTER_S, Crew
 from tombsync.daemon.ending import stop_workers
 from tombsync.daemon.pages import Pages, pages_of
@@ -48,7 +49,7 @@ from tombsync.push import Pusher
 from tombsync.rescan import Rescan, RescanKind
 from tombsync.tree import Tree, lacks_tombstone
 from tombsync.watch import Watch
-from tombsync.web import WebServer, build_app
+from tombsync.web import WebServer, build_app, coverage_blueprint
 from tombsync.work import Mailbox, Worker
 
 # A worker in a Python loop holds up every other thread for so long at most (stock: 5 ms). Measured by
@@ -182,8 +183,17 @@ class Agent:
             metrics=metrics,
             believed=guard.believed,
         )
-        sources = Sources(writer, path, pushers, inbox, watch, rescan, guard, crew.beats, audit)
+        coverage = CoverageWorker(
+            tree=tree,
+            index_path=path,
+            mailbox=mailbox,
+            believed=guard.believed,
+            may_begin=rescan.first_done.is_set,
+        )
+        sources = Sources(writer, path, pushers, inbox, watch, rescan, guard, crew.beats, audit, coverage)
         stack.callback(sources.close)
+        view = CoverageView(path)
+        stack.callback(view.close)
         metrics.ask(sources)
         pages = pages_of(
             node=settings.node, root=tree.root, state_dir=settings.state_dir, pushers=pushers, writer=writer
@@ -194,13 +204,16 @@ class Agent:
             ready=rescan.first_done.is_set,
             ready_detail=lambda: describe(guard, rescan),
             stale_after_s=STALLED_AFTER_S,
-            blueprints=pages.blueprints(partial(page_of, settings.node, tree, sources, guard, rescan, pages.ask)),
+            blueprints=pages.blueprints(
+                lambda _: coverage_blueprint(hours=view.hours, picture=view.map, draw=draw),
+                partial(page_of, settings.node, tree, sources, guard, rescan, pages.ask),
+            ),
         )
         server = WebServer(app, settings.http.listen, on_turn=lambda: crew.beats.beat("http"))
         server.start()
         stack.callback(_close_http, server, pages)
         stack.callback(checkpointer.close)
-        stack.callback(stop_workers, crew, pushers, watch, rescan, mailbox, inbox)
+        stack.callback(stop_workers, crew, pushers, watch, rescan, mailbox, inbox, coverage)
         first: list[Worker] = [checkpointer, intake]
         for worker in first:
             crew.drive(worker)
@@ -213,6 +226,7 @@ class Agent:
             watch.start()
         requests = Requests(settings.state_dir, mailbox, audit, pushers, partial(lacks_tombstone, tree, identity))
         crew.drive(rescan)
+        crew.drive(coverage)
         # What was imported and built lives as long as the process: the collector need not look at it again and again,
         # for 90 ms in which nothing is hidden or answered (benchmarks/scrape.py).
         gc.collect()

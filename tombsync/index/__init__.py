@@ -22,6 +22,7 @@ from tombsync.index.batches import (
     SegmentRows,
 )
 from tombsync.index.checkpoint import Checkpointer
+from tombsync.index.coverage import CoverageRow, HourCovered, Made
 from tombsync.index.facts import peer_facts, tombstone_facts
 from tombsync.index.files import SIDE_FILES, AgentLock, agent_pid, damage_noted, index_path, note_damage, set_aside
 from tombsync.index.glance import DeliveryGlance, PeerGlance
@@ -36,6 +37,7 @@ __all__ = [
     "SIDE_FILES",
     "AgentLock",
     "Checkpointer",
+    "CoverageRow",
     "DeliveriesHeld",
     "DeliveryGlance",
     "DeliveryOutcomes",
@@ -45,9 +47,11 @@ __all__ = [
     "Hidden",
     "HoldsEnded",
     "HoldsEndedUpTo",
+    "HourCovered",
     "HourGone",
     "HourListed",
     "HourRow",
+    "Made",
     "MarkerRow",
     "MarkersForgotten",
     "MarkersPlaced",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from tombsync.index.coverage import Coverages
 from tombsync.index.glance import Glance
 from tombsync.index.hours import Hours
 from tombsync.index.proofs import Proofs
@@ -88,7 +89,7 @@ class PeerRow:
     oldest_unconfirmed_ns: int | None
 
 
-class Reader(Hours, Proofs, Glance):
+class Reader(Hours, Proofs, Coverages, Glance):
     """Reads the index. Raises IndexMissing, IndexDamaged, StateRefused."""
 
     # -- markers and deliveries ---------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from tombsync.web.api import TombstonePage, api_blueprint
 from tombsync.web.app import build_app
+from tombsync.web.coverage import coverage_blueprint
 from tombsync.web.files import files_blueprint
 from tombsync.web.live import Agent, Ask
 from tombsync.web.page import status_page
@@ -16,6 +17,7 @@ __all__ = [
     "WebServer",
     "api_blueprint",
     "build_app",
+    "coverage_blueprint",
     "files_blueprint",
     "status_page",
 ]

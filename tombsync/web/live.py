@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from tombsync.index import DeliveryGlance, MarkerRow, PeerGlance, Reader
 from tombsync.metrics import Sources
-from tombsync.names import Hour, Marked, parse_chat_stem, parse_stem
+from tombsync.names import Hour, Marked, parse_chat_stem, parse_stem, unsafe
 from tombsync.plan import State
 from tombsync.timeline import parse_time, time_text
 from tombsync.tree import Takedown
@@ -78,12 +78,18 @@ class MarkView(NamedTuple):
 
 
 class PlaceView(NamedTuple):
-    """A channel and quality, with its files counted."""
+    """A channel and quality, with its files counted.
+
+    `coverage_s`: seconds by state, of the hours that were judged; empty before any was. `map`: where its picture is,
+    "" where there is none. The address changes when the figures do, so that an open page asks for the new picture.
+    """
 
     channel: str
     quality: str
     visible: int
     hidden: int
+    coverage_s: dict[str, float]
+    map: str
 
 
 class TakedownView(NamedTuple):
@@ -157,7 +163,7 @@ def look(agent: Agent) -> Live:
     marks = [_mark(row, deliveries.get(row.marker, []), names) for row in rows]
     # As /healthz counts: NaN, of one that never had a turn, is stalled.
     workers = [(name, not age_s <= agent.stale_after_s) for name, age_s in sorted(ask.beat_ages_s().items())]
-    places = sorted(PlaceView(*place) for place in ask.segments())
+    places = _places(ask)
     tombstones, believed = ask.tombstones(), ask.root_believed()
     open_marks = sum(any(cell.badge.tone in ("wait", "care", "bad") for cell in mark.cells) for mark in marks)
     stalled = [name for name, stale in workers if stale]
@@ -276,6 +282,32 @@ def _peer(name: str, is_up: bool, counts: Counter[State], oldest_s: float, glanc
         error="" if is_up else error,
         error_at_ns=glance.error_at_ns if glance is not None else None,
     )
+
+
+# -- channels and qualities -------------------------------------------------------------------------------------------
+
+
+def _places(ask: Sources) -> list[PlaceView]:
+    judged: dict[tuple[str, str], dict[str, float]] = {}
+    for channel, quality, state, length_s in ask.coverage_s():
+        judged.setdefault((channel, quality), {})[state] = length_s
+    return [
+        PlaceView(channel, quality, visible, hidden, figures, _map_of(channel, quality, figures))
+        for channel, quality, visible, hidden in sorted(ask.segments())
+        for figures in [judged.get((channel, quality), {})]
+    ]
+
+
+def _map_of(channel: str, quality: str, figures: dict[str, float]) -> str:
+    """Only of what was judged, and of names that an address can carry."""
+    try:
+        parts = [quote(part, safe="") for part in (channel, quality)]
+    except UnicodeEncodeError:
+        return ""
+    if not any(figures.values()) or unsafe(channel) or unsafe(quality):
+        return ""
+    version = "-".join(f"{length_s:.0f}" for length_s in figures.values())
+    return f"coverage/{'/'.join(parts)}.png?v={version}"
 
 
 # -- takedowns --------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from tombsync.names import printable
 from tombsync.web import search
 from tombsync.web.live import Agent, Cell, cells_of, look, moment_of, notes_of
 from tombsync.web.turns import Turns
-from tombsync.web.words import Badge, age_text, count_text, name_html, time_html
+from tombsync.web.words import Badge, age_text, count_text, duration_text, name_html, time_html
 
 KEPT_S = 1.0
 OLD_AFTER_S = 10.0  # it takes some milliseconds to make: then a disk hangs, and nothing old is passed off as new
@@ -51,6 +51,7 @@ class FoundView(NamedTuple):
 def status_page(agent: Agent, turns: Turns, *, clock: Callable[[], float] = time.monotonic) -> Blueprint:
     """The routes of the page: `/`, `/live` and `/static/…`. What reads a disk takes one of `turns`."""
     page = Blueprint("page", __name__, template_folder="templates", static_folder="static", static_url_path="/static")
+    page.add_app_template_filter(printable, "printable_name")  # in attributes, which hold no elements
     kept = _Kept(lambda: _render_live(agent), turns, clock)
 
     @page.get("/")
@@ -143,6 +144,7 @@ def _words(now_ns: int) -> dict[str, object]:
         "since_s": lambda at_s: age_text(now_ns / 1e9 - at_s),
         "now_ns": now_ns,
         "age": age_text,
+        "duration": duration_text,
         "count": count_text,
         "name": name_html,
     }

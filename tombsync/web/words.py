@@ -43,6 +43,18 @@ def age_text(seconds: float) -> str:
     return f"{int(max(0.0, seconds))} s"
 
 
+def duration_text(seconds: float) -> str:
+    """A length of video in its two largest units: `3 h 12 min`, `2 min 6 s`, `6.0 s`, `0`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds >= 0.05 else "0"
+    whole = round(seconds)
+    for size, unit, less, part in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            rest = whole % size // less
+            return f"{whole // size:,} {unit}" + (f" {rest} {part}" if rest else "")
+    return f"{whole} s"
+
+
 def time_html(at_ns: int, now_ns: int) -> Markup:
     """A `time` element in UTC: only the time of day where that is within half a day of now, else with the date."""
     at = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=at_ns // 1000)

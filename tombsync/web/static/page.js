@@ -24,14 +24,14 @@
       now.nodeValue = next.nodeValue;
       return;
     }
-    for (const { name } of [...now.attributes]) {
-      if (!next.hasAttribute(name) && !(now.localName === "details" && name === "open")) {
-        now.removeAttribute(name);
+    for (const { name } of [...now.attributes, ...next.attributes]) {
+      if (now.localName === "details" && name === "open") {
+        continue; // the reader's own
       }
-    }
-    for (const { name, value } of next.attributes) {
-      if (now.getAttribute(name) !== value) {
-        now.setAttribute(name, value);
+      if (!next.hasAttribute(name)) {
+        now.removeAttribute(name);
+      } else if (now.getAttribute(name) !== next.getAttribute(name)) {
+        now.setAttribute(name, next.getAttribute(name));
       }
     }
     updateChildren(now, next);
