@@ -21,7 +21,8 @@ from tombsync.errors import TombsyncError
 from tombsync.index import DeliveryGlance, Reader
 from tombsync.names import printable
 from tombsync.web import search
-from tombsync.web.live import Agent, Cell, cells_of, look, moment_of, notes_of
+from tombsync.web.live import Agent, look
+from tombsync.web.marks import Cell, cells_of, moment_of, notes_of
 from tombsync.web.turns import Turns
 from tombsync.web.words import Badge, age_text, count_text, duration_text, name_html, time_html
 
