@@ -1,7 +1,7 @@
 """The agent: built, started in order, supervised, stopped in reverse order.
 
-Order: signals, lock, confinement, journal, index, HTTP, checkpoints, intake, pushers, root guard, watcher, rescan. The
-confinement comes before the first thread, as it binds only the threads that are started after it.
+Order: signals, lock, confinement, journal, index, HTTP, checkpoints, intake, pushers, root guard, late segments,
+watcher, rescan. The confinement comes before the first thread, as it binds only the threads that are started after it.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from tombsync.peers import Connector
 from tombsync.plan import Breaker
 from tombsync.push import Pusher
 from tombsync.rescan import Rescan, RescanKind
+from tombsync.takedown import LateSegments
 from tombsync.tree import Tree, lacks_tombstone
 from tombsync.watch import Watch
 from tombsync.web import WebServer, build_app
@@ -157,6 +158,16 @@ class Agent:
         keys = writer.peer_ids()
         for peer in settings.peers:
             pushers.add(peer, keys[peer.name])
+        late = LateSegments(
+            tree=tree,
+            identity=identity,
+            state_dir=settings.state_dir,
+            index_path=path,
+            mailbox=mailbox,
+            audit=audit,
+            metrics=metrics,
+            believed=guard.believed,
+        )
         checkpointer, breaker = Checkpointer(path), Breaker(settings.breaker.most_per_minute)
         intake = Intake(
             tree=tree,
@@ -169,6 +180,7 @@ class Agent:
             breaker=breaker,
             on_written=checkpointer.note_written,
             on_holds_changed=pushers.look_again,
+            on_segments=late.note,
         )
         inbox = make_inbox(
             settings,
@@ -194,12 +206,13 @@ class Agent:
         server.start()
         stack.callback(server.close)
         stack.callback(checkpointer.close)
-        stack.callback(stop_workers, crew, pushers, watch, rescan, mailbox, inbox)
+        stack.callback(stop_workers, crew, pushers, watch, rescan, mailbox, inbox, late)
         first: list[Worker] = [checkpointer, intake]
         for worker in first:
             crew.drive(worker)
         pushers.start()
         crew.drive(guard)
+        crew.drive(late)
         if inbox is not None:
             crew.drive(inbox)
         if guard.believed():

@@ -11,6 +11,7 @@ from tombsync.inbox import Inbox
 from tombsync.index import Checkpointer
 from tombsync.intake import Intake
 from tombsync.rescan import Rescan
+from tombsync.takedown import LateSegments
 from tombsync.watch import Watch
 from tombsync.work import Flush, Mailbox
 
@@ -20,7 +21,13 @@ STOP_TIMEOUT_S = 4.0  # all threads together; what is cut short is done again af
 
 
 def stop_workers(
-    crew: Crew, pushers: Pushers, watch: Watch, rescan: Rescan, mailbox: Mailbox, inbox: Inbox | None
+    crew: Crew,
+    pushers: Pushers,
+    watch: Watch,
+    rescan: Rescan,
+    mailbox: Mailbox,
+    inbox: Inbox | None,
+    late: LateSegments,
 ) -> None:
     """Stop everything but what writes the index, have that write what was handed over, and stop it too."""
     deadline = time.monotonic() + STOP_TIMEOUT_S
@@ -49,5 +56,7 @@ def stop_workers(
         rescan.close()
     if inbox is not None and inbox.name not in still_running:
         inbox.close()
+    if late.name not in still_running:
+        late.close()
     if still_running:
         log.warning("still running at the end, and cut short: %s", ", ".join(still_running))
