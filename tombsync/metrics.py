@@ -102,6 +102,11 @@ class Metrics:
         self.rejected = counter("rejected", "Names that were not taken.", "source", "reason")
         self.restored = counter("restored", "Vanished tombstones that were put back.")
         self.data_returned = counter("data_returned", "Data files that came back beside a tombstone after a purge.")
+        twins_of_hidden = counter(
+            "twins_of_hidden", "Segments that arrived within a takedown; sticky ones were hidden at once.", "sticky"
+        )
+        # Both are there from the start: what counts from nothing to one is no increase to Prometheus.
+        self.twins_of_hidden = {sticky: twins_of_hidden.labels(str(sticky).lower()) for sticky in (True, False)}
         self.index_retries = counter("index_retries", "Index transactions that failed and were tried again.")
         self.wsgi_app = make_wsgi_app(registry, disable_compression=True)
 

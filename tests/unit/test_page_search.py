@@ -21,8 +21,6 @@ from tombsync.web.search import Beginning, Moment, answer, read_question
 
 ROOT = "/segments"
 SEGMENT = Marked(HOUR, stem_of(2751))
-    st.characters(exclude_characters="/", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=60
-)
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 """The agent: built, started in order, supervised, stopped in reverse order.
 
-Order: signals, lock, confinement, journal, index, HTTP, checkpoints, intake, pushers, root guard, watcher, rescan,
-coverage. The confinement comes before the first thread, as it binds only the threads that are started after it.
+Order: signals, lock, confinement, journal, index, HTTP, checkpoints, intake, pushers, root guard, late segments,
+watcher, rescan, coverage. The confinement comes before the first thread, as it binds only the threads that are started
+after it.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from tombsync.peers import Connector
 from tombsync.plan import Breaker
 from tombsync.push import Pusher
 from tombsync.rescan import Rescan, RescanKind
+from tombsync.takedown import LateSegments
 from tombsync.tree import Tree, lacks_tombstone
 from tombsync.watch import Watch
 from tombsync.web import WebServer, build_app, coverage_blueprint
@@ -160,6 +162,16 @@ class Agent:
         keys = writer.peer_ids()
         for peer in settings.peers:
             pushers.add(peer, keys[peer.name])
+        late = LateSegments(
+            tree=tree,
+            identity=identity,
+            state_dir=settings.state_dir,
+            index_path=path,
+            mailbox=mailbox,
+            audit=audit,
+            metrics=metrics,
+            believed=guard.believed,
+        )
         checkpointer, breaker = Checkpointer(path), Breaker(settings.breaker.most_per_minute)
         intake = Intake(
             tree=tree,
@@ -172,6 +184,7 @@ class Agent:
             breaker=breaker,
             on_written=checkpointer.note_written,
             on_holds_changed=pushers.look_again,
+            on_segments=late.note,
         )
         inbox = make_inbox(
             settings,
@@ -206,19 +219,20 @@ class Agent:
             stale_after_s=STALLED_AFTER_S,
             blueprints=pages.blueprints(
                 lambda _: coverage_blueprint(hours=view.hours, picture=view.map, draw=draw),
-                partial(page_of, settings.node, tree, sources, guard, rescan, pages.ask),
+                partial(page_of, settings.node, tree.root, sources, guard, rescan, late, pages.ask),
             ),
         )
         server = WebServer(app, settings.http.listen, on_turn=lambda: crew.beats.beat("http"))
         server.start()
         stack.callback(_close_http, server, pages)
         stack.callback(checkpointer.close)
-        stack.callback(stop_workers, crew, pushers, watch, rescan, mailbox, inbox, coverage)
+        stack.callback(stop_workers, crew, pushers, watch, rescan, mailbox, inbox, coverage, late)
         first: list[Worker] = [checkpointer, intake]
         for worker in first:
             crew.drive(worker)
         pushers.start()
         crew.drive(guard)
+        crew.drive(late)
         if inbox is not None:
             crew.drive(inbox)
         if guard.believed():

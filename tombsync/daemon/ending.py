@@ -12,6 +12,7 @@ from tombsync.inbox import Inbox
 from tombsync.index import Checkpointer
 from tombsync.intake import Intake
 from tombsync.rescan import Rescan
+from tombsync.takedown import LateSegments
 from tombsync.watch import Watch
 from tombsync.work import Flush, Mailbox
 
@@ -28,6 +29,7 @@ def stop_workers(
     mailbox: Mailbox,
     inbox: Inbox | None,
     coverage: CoverageWorker,
+    late: LateSegments,
 ) -> None:
     """Stop everything but what writes the index, have that write what was handed over, and stop it too."""
     deadline = time.monotonic() + STOP_TIMEOUT_S
@@ -52,7 +54,7 @@ def stop_workers(
             pusher.close()
         else:  # what it holds stays open to whoever still runs, and nothing stays untold
             pusher.tell_committed()
-    for worker in (rescan, coverage, inbox):
+    for worker in (rescan, coverage, inbox, late):
         if worker is not None and worker.name not in still_running:
             worker.close()
     if still_running:
