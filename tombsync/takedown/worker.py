@@ -33,7 +33,7 @@ MOST_NAMES = 20_000  # that wait; of more the hours are looked through instead
 
 
 class LateSegments:
-    """A worker. `note` is called by the intake's thread, `wake` and `running` by any; every other method by the worker's own."""
+    """A worker. `note` is called by the intake, `wake` and `running` by any thread, every other method by its own."""
 
     name = "takedown"
 
