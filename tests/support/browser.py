@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
-from playwright.sync_api import Browser, BrowserContext, Page, ViewportSize, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, ViewportSize, expect, sync_playwright
 
 from tests.support.programs import need
 
@@ -31,13 +31,14 @@ _ARGUMENTS = [
 WIDE = ViewportSize(width=1280, height=900)
 PHONE = ViewportSize(width=380, height=800)
 START_WITHIN_MS = 50_000  # of a busy machine; it takes half a second
-ANSWER_WITHIN_MS = 30_000
+ANSWER_WITHIN_MS = 30_000  # an open page asks every 5 s
 
 
 @contextlib.contextmanager
 def browser() -> Iterator[Browser]:
     """Chromium, for the time of a `with` block."""
     program = need("chromium")
+    expect.set_options(timeout=ANSWER_WITHIN_MS)
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=program, args=_ARGUMENTS, timeout=START_WITHIN_MS)
         try:
