@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     ),
     "idle": ("idle --hard-links",),
     "scrape": ("scrape",),
+    "listing": ("listing",),
     "burst": ("burst",),
     "soak": ("soak",),
 }

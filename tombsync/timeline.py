@@ -24,6 +24,8 @@ HOUR_US = 3_600_000_000
 TOLERANCE_US = 10_000  # the archive's readers take starts and durations that differ by up to 10 ms for the same
 _FIRST, _FIRST_US = datetime(1, 1, 1, tzinfo=UTC), 24 * HOUR_US  # days count from 1: `date.toordinal`
 _UNIX_US = _FIRST_US + (datetime(1970, 1, 1, tzinfo=UTC) - _FIRST) // timedelta(microseconds=1)
+_FIRST_HOUR = 24  # of the day 1
+_MAX_US = (datetime.max.replace(tzinfo=UTC) - _FIRST) // timedelta(microseconds=1)
 # A day and a time of day at least: a bare day, a week or an ordinal day would say when only to a program.
 _TIME_PATTERN = re.compile(r"\d{4}-?\d{2}-?\d{2}[T ]\d{2}.*", re.ASCII)
 
@@ -144,7 +146,7 @@ def continued(
 def hours_of(start_us: int, end_us: int) -> range:
     """The hours (`Hour.number`) whose directories may hold a file of a span: also the one before it, as a file stands
     in the hour in which it starts."""
-    return range(start_us // HOUR_US - 1, -(-end_us // HOUR_US))
+    return range(max(_FIRST_HOUR, start_us // HOUR_US - 1), -(-end_us // HOUR_US))
 
 
 def parse_time(text: str) -> int:
@@ -183,7 +185,8 @@ def wall_ns(moment_us: int) -> int:
 
 
 def _moment(moment_us: int) -> datetime:
-    return _FIRST + timedelta(microseconds=moment_us - _FIRST_US)
+    """No later than the calendar goes: a file may play beyond it."""
+    return _FIRST + timedelta(microseconds=min(moment_us - _FIRST_US, _MAX_US))
 
 
 _UNIX_US = parse_time("1970-01-01T00:00:00")

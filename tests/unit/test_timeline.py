@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 
 from tombsync import errors
@@ -11,12 +13,15 @@ from tombsync.timeline import (
     Piece,
     best,
     best_by_start,
+    continued,
     hours_of,
+    iso,
     parse_time,
     piece,
     sequence,
     time_text,
     unix_moment_us,
+    wall_ns,
 )
 
 HOUR = Hour("desertbus", "source", hour_number("2019-11-13T02"))
@@ -145,3 +150,36 @@ def test_the_hours_of_a_span_begin_one_before_it() -> None:
     assert list(hours_of(BEGIN_US, BEGIN_US + 1)) == [number - 1, number]
     assert list(hours_of(BEGIN_US + 5, BEGIN_US + HOUR_US)) == [number - 1, number]
     assert list(hours_of(BEGIN_US, BEGIN_US + HOUR_US + 1)) == [number - 1, number, number + 1]
+
+
+def test_what_is_served_can_be_taken_up_again_behind_each_of_its_files() -> None:
+    """A page ends behind any file: what follows is the same, no file twice and no break lost."""
+    pieces = [
+        made(0), made(2), made(4, type_="partial"), made(4.005, 0.001), made(6), made(7), made(8, 0.0), made(8),
+        made(12), made(12, type_="suspect", letter="b"), made(13.995, type_="suspect"), made(16, 10), made(30),
+    ]  # fmt: skip
+    span = BEGIN_US + SECOND_US, BEGIN_US + 20 * SECOND_US
+    whole = sequence(pieces, *span, lambda _: 1)
+    assert None in whole[1:-1]
+    ordered = best_by_start(pieces, lambda _: 1)
+    for number, after in enumerate(whole):
+        if after is not None:
+            assert list(continued(ordered, *span, after=after)) == whole[number + 1 :]
+
+
+def test_no_more_is_taken_than_is_served() -> None:
+    taken = iter([made(0), made(2), made(4), made(6)])
+    assert [one and one.start_us for one in continued(taken, BEGIN_US, BEGIN_US + 4 * SECOND_US)] == [
+        BEGIN_US, BEGIN_US + 2 * SECOND_US
+    ]  # fmt: skip
+    assert next(taken) == made(4)
+
+
+def test_moments_are_told_in_several_ways() -> None:
+    one = made(10.5)
+    assert (one.start, one.end - one.start) == (datetime(2019, 11, 13, 2, 0, 10, 500_000, tzinfo=UTC), timedelta(0, 2))
+    now_ns = 1_573_613_000_123_456_789
+    assert iso(now_ns) == "2019-11-13T02:43:20.123456Z"
+    assert wall_ns(parse_time("2019-11-13T02:43:20.123456Z")) == 1_573_613_000_123_456_000
+    assert wall_ns(parse_time("1969-12-31T23:59:59")) == -1_000_000_000
+    assert iso(None) is None

@@ -96,4 +96,4 @@ def names_below(tree: Directories, *parts: str) -> list[str] | None:
     except OSError as exc:
         if exc.errno in _NOTHING_THERE:
             return None
-        raise DirectoryUnreadable("/".join(parts), os.strerror(exc.errno or 0)) from exc
+        raise DirectoryUnreadable(exc.filename or "/".join(parts), os.strerror(exc.errno or 0)) from exc

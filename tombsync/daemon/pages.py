@@ -20,7 +20,6 @@ from tombsync.intake import owner_name
 from tombsync.names import Marked
 from tombsync.plan import State
 from tombsync.proof import markers_of_stem, segment_facts, standing_here, stands_of
-from tombsync.tree import Tree
 from tombsync.web import TombstonePage, Turns, api_blueprint, files_blueprint
 
 Answer = TypeVar("Answer")
@@ -92,7 +91,6 @@ class Knowledge(Client):
     ) -> None:
         super().__init__(root, state_dir)
         self._node = node
-        self._here = Tree(root)
         self._missing = IndexMissing(index_path(state_dir))
         self._peer_names = peer_names
         self._counts = counts
@@ -151,7 +149,7 @@ class Knowledge(Client):
         return [
             segment_facts(
                 row,
-                standing_here(self._here, reader, row),
+                standing_here(self._tree, reader, row),
                 stands_of(reader, row, peers, {}, configured=configured),
                 node=self._node,
                 owner=owner_name(row.owner_uid),

@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from importlib import resources
+from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
-from flask import Blueprint, Response, stream_with_context
+from flask import Blueprint, Response
 
 from tombsync.errors import EmptySpan
 from tombsync.names import Marked, strict_hour, strict_marked
@@ -25,6 +26,8 @@ DEFAULT_SEGMENTS = 1_000
 MOST_TOMBSTONES = 1_000
 DEFAULT_TOMBSTONES = 100
 _MAX_KEY_DIGITS = 18  # SQLite's keys have 63 bits
+_CHUNK_CHARACTERS = 64 * 1024  # sent at once: some 200 segments
+_MAX_NS = 2**63 - 1  # SQLite's integers, and the year 2262
 _STATUS = "/api/v1/status"
 
 
@@ -70,13 +73,16 @@ def api_blueprint(knowledge: Callable[[], Knowledge], turns: Turns) -> Blueprint
         limit = number("limit", default=DEFAULT_SEGMENTS, most=MOST_SEGMENTS)
         cursor = parse_cursor(argument("cursor"), span)
         page = Page(knowledge(), span, cursor, best=boolean("best"), limit=limit)
-        return Response(stream_with_context(_stream(page)), mimetype="application/json")
+        parts = _stream(page)
+        first = next(parts)  # what cannot be read is found before an answer has begun
+        whole = first.endswith("\n")
+        return Response(first if whole else chain([first], parts), mimetype="application/json")
 
     @blueprint.get("/tombstones")
     @in_turn(turns)
     def tombstones() -> Response:
         since = argument("since")
-        since_ns = wall_ns(parse_time(since)) if since is not None else 0
+        since_ns = min(max(0, wall_ns(parse_time(since))), _MAX_NS) if since is not None else 0
         limit = number("limit", default=DEFAULT_TOMBSTONES, most=MOST_TOMBSTONES)
         below = number("cursor", default=0, most=10**_MAX_KEY_DIGITS - 1) or None
         page = knowledge().tombstones(since_ns, below=below, limit=limit)
@@ -108,7 +114,7 @@ def _status(found: list[Mapping[str, Any]]) -> Response:
 
 
 def _stream(page: Page) -> Iterator[str]:
-    """The document in pieces, the first before the first hour is read."""
+    """The document in parts of _CHUNK_CHARACTERS; the last ends with the only line break in it."""
     text = '{"segments":['
     for number_, one in enumerate(page):
         text += ("," if number_ else "") + json.dumps(_facts(one), separators=(",", ":"))
@@ -116,9 +122,6 @@ def _stream(page: Page) -> Iterator[str]:
             yield text
             text = ""
     yield f'{text}],"next":{json.dumps(page.next)}}}\n'
-
-
-_CHUNK_CHARACTERS = 64 * 1024
 
 
 def _facts(one: Piece | None) -> dict[str, object] | None:
