@@ -67,8 +67,9 @@ class CoverageWorker:
                 self._wait(min(IDLE_WAIT_S, self._next_at - now))
                 return
             self._pass = self._run(now, every=now >= self._all_at)
+        until = time.monotonic() + _SLICE_S
         try:
-            while time.monotonic() - now < _SLICE_S:
+            while time.monotonic() < until:
                 if next(self._pass, self) is self:
                     self._pass = None
                     return
