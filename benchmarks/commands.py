@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "idle": ("idle --hard-links",),
     "scrape": ("scrape",),
     "burst": ("burst",),
+    "coverage": ("coverage",),
     "soak": ("soak",),
 }
 ORDER = [line for lines in COMMANDS.values() for line in lines]

@@ -51,6 +51,10 @@ accounts and mounts, so it needs root. From right before the `touch` to the comm
 (the median of three pairs, one after the other; the receiving agent runs in both). A million hostile names in an inbox
 have no limit but that none escapes: the rate is that of the checks alone, and that of the worker with everything behind
 it.
+
+`coverage` begins where a first index of a million segments is ready, with the settling rescans beside it: every hour
+is judged, first while /metrics is scraped, then, by another agent, while tombstones are touched. A tree of 100,000
+hours is for memory alone.
 """
 
 
