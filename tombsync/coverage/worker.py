@@ -53,6 +53,7 @@ class CoverageWorker:
         self._next_at = self._all_at = 0.0  # monotonic
         self._last: tuple[Hour, Reach] | None = None
         self._judged_at: dict[Hour, float] = {}  # monotonic; of hours that rest
+        self._summed_up = False
         self._woken = threading.Event()
         self.totals: dict[tuple[str, str], Totals] = {}
         self.judged_total = 0
@@ -91,7 +92,7 @@ class CoverageWorker:
             if not self._judge(reader, hour, made):
                 break  # the writer is far behind: what is left is due at the next look
             yield
-        if self.judged_total != before or not self.totals:
+        if self.judged_total != before or not self._summed_up:
             flush = Flush()
             if self._mailbox.offer_bulk(flush):
                 while not flush.done.wait(_SLICE_S):
@@ -130,6 +131,7 @@ class CoverageWorker:
         return self._mailbox.offer_bulk(to_batch(hour, made, coverage))
 
     def _sum_up(self, reader: Reader) -> None:
+        self._summed_up = True
         self.totals = {
             pair: totals_of_sums(reader.coverage_sums(place)) for pair, (place, _) in reader.places().items()
         }
