@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "scrape": ("scrape",),
     "listing": ("listing",),
     "burst": ("burst",),
+    "coverage": ("coverage",),
     "soak": ("soak",),
 }
 ORDER = [line for lines in COMMANDS.values() for line in lines]

@@ -61,6 +61,10 @@ class Sources:
     def beat_ages_s(self) -> dict[str, float]:
         return {"intake": 0.1 * self.steps, "push-node-b": 0.2}
 
+    def coverage_s(self) -> Iterable[tuple[str, str, str, float]]:
+        yield "desertbus", "source", "covered", 3590.5 * self.steps
+        yield "desertbus", "source", "hole", 9.5
+
     def journal_dropped(self) -> int:
         return self.steps
 
@@ -132,6 +136,7 @@ PROMISED = {
     "peer_up": ("gauge", {"peer"}),
     "canary_age_seconds": ("gauge", {"peer"}),
     "inbox_waiting": ("gauge", {"peer"}),
+    "coverage_seconds": ("gauge", {"channel", "quality", "state"}),
     "push_failures": ("counter", {"peer", "reason"}),
     "missed_by_watch": ("counter", set()),
     "watch_overflows": ("counter", set()),
@@ -190,6 +195,7 @@ def test_gauges_are_what_the_agent_says(metrics: Metrics) -> None:
     assert value("rescan_interval_seconds", kind="full") == 86400
     assert value("root_believed") == 1
     assert value("journal_dropped") == 1
+    assert value("coverage_seconds", channel="desertbus", quality="source", state="covered") == 3590.5
     assert value("build_info", version=__version__) == 1
 
 

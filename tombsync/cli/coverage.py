@@ -77,7 +77,7 @@ def coverage(
         if png is not None:
             first, last = _map_range(numbers[places[0]], first, last, "/".join(parts))
             numbers = {pair: [number for number in some if first <= number < last] for pair, some in numbers.items()}
-        found = _judge(survey, numbers)
+        found = _judge(survey, numbers, with_strips=png is not None)
     if png is not None and first is not None and last is not None:
         strips = {number: zlib.compress(one.strip) for number, one in found[places[0]]}
         write_over(png, draw(Map(*places[0], first, last, strips)))
@@ -127,14 +127,14 @@ def _map_range(numbers: list[int], first: int | None, last: int | None, where: s
     return map_range(first, last, numbers[-1])
 
 
-def _judge(survey: Survey, numbers: dict[tuple[str, str], list[int]]) -> Found:
+def _judge(survey: Survey, numbers: dict[tuple[str, str], list[int]], *, with_strips: bool) -> Found:
     found: Found = {}
     total, done = sum(map(len, numbers.values())), 0
     with Bar(f"judging {total} hours") as bar:
         for pair, some in numbers.items():
             found[pair] = []
-            for each in survey.hours(*pair, some):
-                found[pair].append(each)
+            for number, one in survey.hours(*pair, some):
+                found[pair].append((number, one if with_strips else one._replace(strip=b"")))  # of very many hours
                 done += 1
                 bar.show(done, total)
     return found

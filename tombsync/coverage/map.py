@@ -23,8 +23,8 @@ MAP_HOURS = 168  # a week, unless another range is asked for
 MOST_MAP_HOURS = 24 * 31  # 4,464 columns: what is wider nobody looks at
 ROWS = 300  # pixels in a column of ten minutes
 COLUMNS = PIXELS // ROWS  # of an hour
-# https://jfly.uni-koeln.de/color/ gives the set: blue, yellow, black, vermillion. Grey is none of it, and no state.
-COLOURS = {COVERED: "#0072b2", PARTIAL: "#f0e442", TOMBSTONED: "#000000", HOLE: "#d55e00", NOTHING: "#dddddd"}
+# https://jfly.uni-koeln.de/color/ gives the set: sky blue, yellow, black, vermillion. Grey is none of it, and no state.
+COLOURS = {COVERED: "#56b4e9", PARTIAL: "#f0e442", TOMBSTONED: "#000000", HOLE: "#d55e00", NOTHING: "#dddddd"}
 WORDS = {
     COVERED: "covered",
     PARTIAL: "partial or suspect",
@@ -33,7 +33,7 @@ WORDS = {
     NOTHING: "no hour here",
 }
 _PAPER, _INK = len(COLOURS), len(COLOURS) + 1
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 30, 46, 34  # pixels around the map: minutes, the last label, title and legend, hours
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 30, 46, 34  # pixels around the map: minutes, the last label, title and legend, hours
 _LEAST_WIDTH = 560  # for the legend
 _TITLE_CHARACTERS = 80
 _LABEL_WIDTH = 36  # pixels that an hour's label takes, the space beside it included
@@ -104,7 +104,7 @@ def draw(asked: Map) -> bytes:
     for minute in range(0, 11, 2):
         y = _TOP + minute * ROWS // 10
         pen.line((_LEFT - 4, y, _LEFT - 1, y), fill=_INK)
-        pen.text((6, min(y, _TOP + ROWS - 6) - 6), f"+{minute} min", fill=_INK, font=font)
+        pen.text((_LEFT - 7, y), f"+{minute} min", fill=_INK, font=font, anchor="rm")
     _label_hours(pen, font, asked)
     out = io.BytesIO()
     picture.save(out, "PNG", optimize=False)

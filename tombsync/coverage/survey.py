@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 from tombsync.coverage.rows import of_row
 from tombsync.coverage.rules import Coverage, Reach, judge, sort_out
@@ -21,11 +22,11 @@ _CHUNK_HOURS = 256
 
 
 @dataclass(frozen=True)
-class _Judged:
-    """An hour, and whether it reaches as far into the next one as the index says."""
+class _Reaching:
+    """An hour, how far it reaches into the next one, and whether the index says the same."""
 
     number: int
-    coverage: Coverage
+    reach: Reach
     as_known: bool
 
 
@@ -49,7 +50,7 @@ class Survey:
 
     def hours(self, channel: str, quality: str, numbers: list[int]) -> Iterator[tuple[int, Coverage]]:
         """Judge hours of one place, by rising number."""
-        last: _Judged | None = None
+        last: _Reaching | None = None
         for start in range(0, len(numbers), _CHUNK_HOURS):
             chunk = numbers[start : start + _CHUNK_HOURS]
             rows = self._rows(channel, quality, chunk[0] - 1, chunk[-1] + 1)
@@ -57,8 +58,8 @@ class Survey:
                 hour = Hour(channel, quality, number)
                 if last is None or last.number != number - 1:
                     last = self._before(hour, rows)
-                last = self._judge(hour, rows.get(number), last)
-                yield number, last.coverage
+                coverage, last = self._judge(hour, rows.get(number), last)
+                yield number, coverage
 
     def _rows(self, channel: str, quality: str, first: int, end: int) -> dict[int, CoverageRow]:
         place = self._reader.places().get((channel, quality)) if self._reader is not None else None
@@ -67,27 +68,27 @@ class Survey:
         rows = self._reader.coverage_rows(place[0], first=first, end=end, limit=end - first)
         return {row.number: row for row in rows}
 
-    def _before(self, hour: Hour, rows: dict[int, CoverageRow]) -> _Judged | None:
-        """The hour before, where it has a directory; what reaches into it does not reach on into this one."""
+    def _before(self, hour: Hour, rows: dict[int, CoverageRow]) -> _Reaching:
+        """The hour before. What reaches into that one does not reach on into this."""
         before = hour._replace(number=hour.number - 1)
-        return self._judge(before, rows.get(before.number), None) if self._mtime_ns(before) is not None else None
+        nothing = _Reaching(before.number, Reach(), as_known=True)
+        row = rows.get(before.number)
+        if self._mtime_ns(before) is None:  # there is no such directory, or no more
+            return replace(nothing, as_known=row is None or of_row(row).reach == Reach())
+        return self._judge(before, row, nothing)[1]
 
-    def _judge(self, hour: Hour, row: CoverageRow | None, before: _Judged | None) -> _Judged:
+    def _judge(self, hour: Hour, row: CoverageRow | None, before: _Reaching) -> tuple[Coverage, _Reaching]:
+        known = None if row is None else of_row(row)
         mtime_ns = self._mtime_ns(hour)
-        if row is not None and row.current and row.settled and row.mtime_ns == mtime_ns:
-            known = of_row(row)
-            if known.span_us == HOUR_US and (before is None or before.as_known):
-                return _Judged(hour.number, known, as_known=True)
+        if row is not None and known is not None and row.current and row.settled and row.mtime_ns == mtime_ns:
+            if known.span_us == HOUR_US and before.as_known:
+                return known, _Reaching(hour.number, known.reach, as_known=True)
         names, hidden = self._files(hour, mtime_ns)
         with Sizes(self._tree, hour) as sizes:
-            coverage = judge(
-                sort_out(hour, names, hidden),
-                before.coverage.reach if before is not None else Reach(),
-                self._now_us,
-                lambda one: sizes.bytes_of(one.name),
-            )
-        known_reach = of_row(row).reach if row is not None else Reach()
-        return _Judged(hour.number, coverage, as_known=coverage.reach == known_reach)
+            files = sort_out(hour, names, hidden)
+            coverage = judge(files, before.reach, self._now_us, lambda one: sizes.bytes_of(one.name))
+        known_reach = Reach() if known is None else known.reach
+        return coverage, _Reaching(hour.number, coverage.reach, as_known=coverage.reach == known_reach)
 
     def _files(self, hour: Hour, mtime_ns: int | None) -> tuple[set[str], set[str]]:
         """Names in an hour, and the stems that are hidden in it."""
@@ -95,27 +96,28 @@ class Survey:
         row = self._reader.hour_row(hour) if self._reader is not None else None
         if self._reader is not None and row is not None and row.settled and row.mtime_ns == mtime_ns:
             return self._reader.segments(hour), marked
-        names = self._names(hour)
+        with self._opened(hour) as fd:
+            names = [] if fd is None else os.listdir(fd)
         kinds = map(classify, names)
         return set(names), marked | {stem for kind, stem in kinds if kind is Kind.TOMBSTONE}
 
     def _mtime_ns(self, hour: Hour) -> int | None:
         """When the directory last changed; None where there is none."""
+        with self._opened(hour) as fd:
+            return None if fd is None else os.fstat(fd).st_mtime_ns
+
+    @contextmanager
+    def _opened(self, hour: Hour) -> Iterator[int | None]:
+        """The directory of an hour; None where there is none."""
         try:
             fd = open_below(self._root_fd, hour.channel, hour.quality, hour.text)
         except FileNotFoundError:
-            return None
+            yield None
+            return
+        except OSError as exc:
+            exc.filename = f"{self._tree.root}/{hour.path}"
+            raise
         try:
-            return os.fstat(fd).st_mtime_ns
-        finally:
-            os.close(fd)
-
-    def _names(self, hour: Hour) -> list[str]:
-        try:
-            fd = open_below(self._root_fd, hour.channel, hour.quality, hour.text)
-        except FileNotFoundError:  # gone meanwhile
-            return []
-        try:
-            return os.listdir(fd)
+            yield fd
         finally:
             os.close(fd)

@@ -1,8 +1,8 @@
 """Judges each hour again after something in it changed, and keeps its figures in the index.
 
-What changes an hour makes it unsettled in the index, so every TURN_S only such hours are looked at; now and then all
-are, as an hour can settle between two looks, and one that ran was over since. Long work of low importance: it gives way
-between pieces of less than a millisecond (benchmarks/coverage.py).
+What changes an hour makes it unsettled in the index, so only such hours are looked for every few seconds; now and then
+all are, as an hour can settle between two looks, and one that ran was over since. Long work of low importance: it gives
+way between pieces of less than a millisecond (benchmarks/coverage.py).
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from tombsync.timeline import unix_moment_us
 from tombsync.tree import Sizes, Tree
 from tombsync.work import IDLE_WAIT_S, WAIT_S, Flush, Mailbox
 
-TURN_S = 30.0  # a segment arrives every 2 s and quality: its hour is judged once for fifteen of them
+LOOK_S = IDLE_WAIT_S  # the wait of a worker that is woken for nothing else
+REST_S = 30.0  # a segment arrives every 2 s and quality: its hour is judged once for fifteen of them
 ALL_INTERVAL_S = 600.0  # comparing 100,000 rows takes 0.1 s (benchmarks/coverage.py)
 _SLICE_S = 0.02  # one turn; between turns the worker beats and can stop
 _CHUNK_HOURS = 256
@@ -51,7 +52,8 @@ class CoverageWorker:
         self._pass: Iterator[None] | None = None
         self._next_at = self._all_at = 0.0  # monotonic
         self._last: tuple[Hour, Reach] | None = None
-        self._judged = 0
+        self._judged_at: dict[Hour, float] = {}  # monotonic; of hours that rest
+        self._summed_up = False
         self._woken = threading.Event()
         self.totals: dict[tuple[str, str], Totals] = {}
         self.judged_total = 0
@@ -65,9 +67,10 @@ class CoverageWorker:
             if now < self._next_at:
                 self._wait(min(IDLE_WAIT_S, self._next_at - now))
                 return
-            self._pass = self._run(every=now >= self._all_at)
+            self._pass = self._run(now, every=now >= self._all_at)
+        until = time.monotonic() + _SLICE_S
         try:
-            while time.monotonic() - now < _SLICE_S:
+            while time.monotonic() < until:
                 if next(self._pass, self) is self:
                     self._pass = None
                     return
@@ -75,23 +78,28 @@ class CoverageWorker:
             self._pass = None
             self._wait(WAIT_S)
 
-    def _run(self, *, every: bool) -> Iterator[None]:
+    def _run(self, begun: float, *, every: bool) -> Iterator[None]:
         if self._reader is None:
             self._reader = Reader(self._index_path)
         reader, self._last = self._reader, None
         before = self.judged_total
+        self._judged_at = {hour: at for hour, at in self._judged_at.items() if begun - at < REST_S}
         for hour, made in self._due(reader, every=every):
+            if not every:
+                if hour in self._judged_at:
+                    continue
+                self._judged_at[hour] = begun
             if not self._judge(reader, hour, made):
                 break  # the writer is far behind: what is left is due at the next look
             yield
-        if self.judged_total != before or not self.totals:
+        if self.judged_total != before or not self._summed_up:
             flush = Flush()
             if self._mailbox.offer_bulk(flush):
                 while not flush.done.wait(_SLICE_S):
                     yield
             self._sum_up(reader)
         now = time.monotonic()
-        self._next_at = now + TURN_S
+        self._next_at = now + LOOK_S
         if every:
             self._all_at = now + ALL_INTERVAL_S
 
@@ -123,6 +131,7 @@ class CoverageWorker:
         return self._mailbox.offer_bulk(to_batch(hour, made, coverage))
 
     def _sum_up(self, reader: Reader) -> None:
+        self._summed_up = True
         self.totals = {
             pair: totals_of_sums(reader.coverage_sums(place)) for pair, (place, _) in reader.places().items()
         }
