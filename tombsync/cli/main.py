@@ -27,6 +27,7 @@ _COMMANDS = {
     "status": "status:status",
     "release": "release:release",
     "unmark": "unmark:unmark",
+    "takedown": "takedown:takedown",
     "purge": "purge:purge",
     "report": "report:report",
     "log": "log:log",
