@@ -101,7 +101,7 @@ def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], f
 def tell(metrics: Metrics, times: int = 1) -> None:
     """What the workers tell, each with every label that it has."""
     for _ in range(times):
-        for source in ("watch", "rescan", "inbox", "command"):
+        for source in ("watch", "rescan", "inbox", "command", "takedown"):
             metrics.hide_seconds.labels(source).observe(0.0003)
         metrics.push_seconds.labels("node-b").observe(0.02)
         metrics.tell_intervals(300, 86400)
@@ -114,6 +114,7 @@ def tell(metrics: Metrics, times: int = 1) -> None:
         metrics.rejected.labels("watch", "unsafe-name").inc()
         metrics.restored.inc()
         metrics.data_returned.inc()
+        metrics.twins_of_hidden[True].inc()
         metrics.index_retries.inc()
 
 
@@ -148,6 +149,7 @@ PROMISED = {
     "rejected": ("counter", {"source", "reason"}),
     "restored": ("counter", set()),
     "data_returned": ("counter", set()),
+    "twins_of_hidden": ("counter", {"sticky"}),
     "worker_beat_age_seconds": ("gauge", {"worker"}),
     "build_info": ("gauge", {"version"}),
 }

@@ -28,6 +28,7 @@ _COMMANDS = {
     "coverage": "coverage:coverage",
     "release": "release:release",
     "unmark": "unmark:unmark",
+    "takedown": "takedown:takedown",
     "purge": "purge:purge",
     "report": "report:report",
     "log": "log:log",

@@ -137,8 +137,10 @@ class LateSegments:
             if time.monotonic() >= until:
                 break
         self._tell(found)
-        self._hide([marked for marked, find in found.items() if find.reach.takedown.sticky])
-        if self._hiding is not None or self._queue or self._again:
+        sticky = [marked for marked, find in found.items() if find.reach.takedown.sticky]
+        if sticky:
+            self._hide(sticky)
+        if sticky or self._queue or self._again:
             return 0.0
         return max(0.0, min(IDLE_WAIT_S, self._look_at - now, self._placing.due_at - now))
 
@@ -261,8 +263,6 @@ class LateSegments:
             self._told.add(new)
 
     def _hide(self, stems: Sequence[Marked]) -> None:
-        if not stems:
-            return
         seen_ns = time.monotonic_ns()
         self._hiding = Flush()
         precedence.claim(precedence.HIDE)
