@@ -182,6 +182,26 @@ def test_states_are_told_by_word_and_shape(world: World, visitor: Visit) -> None
     assert len(set(shapes.values())) == len(shapes)
 
 
+def show_maps(page: Page) -> None:
+    """Look at every map, as those below the screen are fetched only then."""
+    maps = page.locator(".map img")
+    expect(maps).to_have_count(2)
+    for one in maps.all():
+        one.scroll_into_view_if_needed()
+        wait_for(lambda one=one: one.evaluate("it => it.complete && it.naturalHeight > 300"), "a map", pause_s=0.05)  # type: ignore[misc]
+    page.evaluate("window.scrollTo(0, 0)")
+
+
+def test_a_map_and_what_it_adds_up_to(world: World, visitor: Visit) -> None:
+    visitor.page.goto(world.origin)
+    show_maps(visitor.page)
+    told = visitor.page.locator(".map img").first.get_attribute("alt") or ""
+    cells = visitor.page.locator("#segments tbody tr").first.get_by_role("cell").all_inner_texts()
+    assert told.startswith("The last known week of desertbus / 480p")
+    assert f"covered {cells[3]}, tombstoned {cells[5]}, holes {cells[6]}." in told
+    assert cells[5] == "6.0 s"
+
+
 # -- what changes -----------------------------------------------------------------------------------------------------
 
 
@@ -400,6 +420,7 @@ def test_no_rule_of_accessibility_is_broken(
     with visit(chromium, color_scheme=scheme, viewport=viewport) as made:
         for path, name in (("/", "page"), (f"/?q={quote('2019-11-13T02:00:03')}", "search")):
             made.page.goto(world.origin + path)
+            show_maps(made.page)
             made.page.screenshot(path=artefacts(tmp_path) / f"status-{name}-{scheme}-{width}.png", full_page=True)
             found = Axe().run(made.page)
             assert found.violations_count == 0, found.generate_report()
