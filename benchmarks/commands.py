@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "takedown": ("takedown",),
     "listing": ("listing",),
     "burst": ("burst",),
+    "coverage": ("coverage",),
     "soak": ("soak",),
 }
 ORDER = [line for lines in COMMANDS.values() for line in lines]

@@ -58,6 +58,10 @@ it.
 `listing` asks for an hour of 10,000 names on a connection that stays open: from the index, from the directory (one name
 came since the rescan), beside slow readers, and beside full rescans with 2,000 new segments a second. The clients of
 these figures take a part of the same two cores.
+
+`coverage` begins where a first index of a million segments is ready, with the settling rescans beside it: every hour
+is judged, first while /metrics is scraped, then, by another agent, while tombstones are touched. A tree of 100,000
+hours is for memory alone.
 """
 
 

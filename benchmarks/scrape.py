@@ -1,4 +1,4 @@
-"""GET /metrics: idle, beside full rescans and 2,000 segments a second, and beside a catch-up to three peers.
+"""GET /metrics: idle, beside a hundred open status pages, full rescans and 2,000 segments a second, and a catch-up.
 
 python -m benchmarks.scrape [--scrapes 500]
 """
@@ -6,8 +6,10 @@ python -m benchmarks.scrape [--scrapes 500]
 from __future__ import annotations
 
 import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks import load, trees
@@ -16,6 +18,7 @@ from benchmarks.hide import BACKLOG, Seldom, new_agent, settle, stalled_backlog,
 from tests.support.agent import AgentProcess
 
 _PAUSE_S = 0.01
+_OPEN_PAGES = 100
 
 
 def scrapes(agent: AgentProcess, count: int, while_: Callable[[], bool] = lambda: True) -> list[float]:
@@ -45,6 +48,11 @@ def main() -> None:
         with started(agent):
             settle(agent)
             report.add("idle", spread(scrapes(agent, options.scrapes)))
+            report.add("status page", spread(pages(agent, options.scrapes)))
+            with open_pages(agent):
+                beside = scrapes(agent, options.scrapes)
+            p99 = percentile(beside, 0.99)
+            report.add("a hundred open status pages", spread(beside), must="p99 <= 20 ms", ok=p99 <= 0.020)
             busy = beside_rescans(agent, root, options.scrapes)
             p99 = percentile(busy, 0.99)
             report.add("full rescans + 2,000 segments/s", spread(busy), must="p99 <= 20 ms", ok=p99 <= 0.020)
@@ -54,6 +62,36 @@ def main() -> None:
         p99 = percentile(during, 0.99)
         report.add("catch-up of 10,000 to three peers", spread(during), must="p99 <= 50 ms", ok=p99 <= 0.050)
     report.close()
+
+
+def pages(agent: AgentProcess, count: int) -> list[float]:
+    """Seconds of each whole status page, one after another, a part of them made anew."""
+    taken = []
+    for _ in range(count):
+        begun = time.monotonic()
+        status, text = agent.get("/")
+        taken.append(time.monotonic() - begun)
+        assert status == 200 and "<h1>" in text
+        time.sleep(_PAUSE_S)
+    return taken
+
+
+@contextmanager
+def open_pages(agent: AgentProcess) -> Iterator[None]:
+    """As many questions as a hundred open pages ask, each every 5 s."""
+    ended = threading.Event()
+
+    def ask() -> None:
+        while not ended.wait(5 / _OPEN_PAGES):
+            assert agent.get("/live")[0] == 200
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        asking.join()
 
 
 def beside_rescans(agent: AgentProcess, root: Path, count: int) -> list[float]:

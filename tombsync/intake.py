@@ -14,9 +14,9 @@ from itertools import takewhile
 from tombsync import precedence
 from tombsync.audit import Audit, Event
 from tombsync.errors import IndexDamaged, StateRefused
-from tombsync.index import Hidden, Writer
+from tombsync.index import Hidden, SegmentRows, Writer
 from tombsync.metrics import Metrics
-from tombsync.names import Marked, printable
+from tombsync.names import Hour, Marked, printable
 from tombsync.plan import Breaker
 from tombsync.tree import Tree
 from tombsync.work import IDLE_WAIT_S, TRANSACTION_ROWS, WAIT_S, Batch, Mailbox, Sight, Sighting, Source
@@ -49,10 +49,12 @@ class Intake:
         breaker: Breaker,
         on_written: Callable[[], None] = lambda: None,
         on_holds_changed: Callable[[], None] = lambda: None,
+        on_segments: Callable[[Hour, Sequence[str]], None] = lambda _hour, _names: None,
     ) -> None:
         """`on_news` is told what is to be delivered, right after its commit; `watch_answers` tells whether a tombstone
         seen first by a rescan was missed by the watcher; `on_written`: the index's log has more to move;
-        `on_holds_changed`: earlier deliveries began or ended to wait for a person. Raises IndexDamaged, StateRefused.
+        `on_holds_changed`: earlier deliveries began or ended to wait for a person; `on_segments`: the index has files
+        of an hour that it perhaps had not before, whoever saw them. Raises IndexDamaged, StateRefused.
         """
         self._tree = tree
         self._writer = writer
@@ -68,6 +70,7 @@ class Intake:
         self._told_of_mass_at = 0.0  # monotonic: of a mass of marks, last
         self._on_written = on_written
         self._on_holds_changed = on_holds_changed
+        self._on_segments = on_segments
         self._hide_seconds = {source: metrics.hide_seconds.labels(source.value) for source in Source}
         # Records accepted by then -> the newest marker that they tell of; what is told again comes first.
         self._telling_again: deque[tuple[int, int]] = deque()
@@ -93,6 +96,7 @@ class Intake:
                 self._hide(work)
             else:
                 self._writer.apply(work)
+                self._tell_of_segments(work)
         except StateRefused as exc:
             self._refused(work, exc)
         else:
@@ -108,6 +112,11 @@ class Intake:
             self._told_of_refusal = True
             self._audit.record(Event.STATE_REFUSED, f"the index cannot be written and is tried again: {exc}")
         self._stopped.wait(WAIT_S)
+
+    def _tell_of_segments(self, batches: Sequence[Batch]) -> None:
+        for batch in batches:
+            if isinstance(batch, SegmentRows) and batch.add:
+                self._on_segments(batch.hour, batch.add)
 
     def _hide(self, sightings: Sequence[Sighting]) -> None:
         seen = [(sighting, self._sight(sighting)) for sighting in sightings]

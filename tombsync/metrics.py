@@ -67,6 +67,9 @@ class Sources(Protocol):
     def journal_dropped(self) -> int:
         """Audit records that could not be kept."""
 
+    def coverage_s(self) -> Iterable[tuple[str, str, str, float]]:
+        """(channel, quality, state, seconds) of all hours that were judged."""
+
 
 class Metrics:
     """Every metric of the agent. Safe to use from all threads."""
@@ -99,6 +102,11 @@ class Metrics:
         self.rejected = counter("rejected", "Names that were not taken.", "source", "reason")
         self.restored = counter("restored", "Vanished tombstones that were put back.")
         self.data_returned = counter("data_returned", "Data files that came back beside a tombstone after a purge.")
+        twins_of_hidden = counter(
+            "twins_of_hidden", "Segments that arrived within a takedown; sticky ones were hidden at once.", "sticky"
+        )
+        # Both are there from the start: what counts from nothing to one is no increase to Prometheus.
+        self.twins_of_hidden = {sticky: twins_of_hidden.labels(str(sticky).lower()) for sticky in (True, False)}
         self.index_retries = counter("index_retries", "Index transactions that failed and were tried again.")
         self.wsgi_app = make_wsgi_app(registry, disable_compression=True)
 
@@ -182,6 +190,15 @@ class _Gauges:
         )
         yield gauge(
             "root_believed", "Whether the segment tree is there and is the known one.", (), [((), ask.root_believed())]
+        )
+        yield gauge(
+            "coverage_seconds",
+            "Time in all hours of a quality; covered, tombstoned and hole add up, editable and partial are of covered.",
+            ("channel", "quality", "state"),
+            (
+                ((printable(channel), printable(quality), state), seconds)
+                for channel, quality, state, seconds in ask.coverage_s()
+            ),
         )
         yield gauge("journal_dropped", "Audit records lost since the start.", (), [((), ask.journal_dropped())])
         yield gauge(

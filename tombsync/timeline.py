@@ -23,6 +23,7 @@ from tombsync.names import EXTENSION, Hour, Kind, parse_chat_stem, parse_stem
 HOUR_US = 3_600_000_000
 TOLERANCE_US = 10_000  # the archive's readers take starts and durations that differ by up to 10 ms for the same
 _FIRST, _FIRST_US = datetime(1, 1, 1, tzinfo=UTC), 24 * HOUR_US  # days count from 1: `date.toordinal`
+_UNIX_US = _FIRST_US + (datetime(1970, 1, 1, tzinfo=UTC) - _FIRST) // timedelta(microseconds=1)
 _FIRST_HOUR = 24  # of the day 1
 _MAX_US = (datetime.max.replace(tzinfo=UTC) - _FIRST) // timedelta(microseconds=1)
 # A day and a time of day at least: a bare day, a week or an ordinal day would say when only to a program.
@@ -161,6 +162,11 @@ def parse_time(text: str) -> int:
     except (ValueError, OverflowError):
         raise BadTime(text) from None
     return _FIRST_US + (moment - _FIRST) // timedelta(microseconds=1)
+
+
+def unix_moment_us(unix_ns: int) -> int:
+    """A wall time, as the clock gives it, in microseconds since hour 0."""
+    return _UNIX_US + unix_ns // 1000
 
 
 def time_text(moment_us: int) -> str:

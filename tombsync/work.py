@@ -36,6 +36,7 @@ class Source(StrEnum):
     RESCAN = "rescan"
     INBOX = "inbox"
     COMMAND = "command"
+    TAKEDOWN = "takedown"
 
 
 class Sighting(NamedTuple):

@@ -185,13 +185,18 @@ class AgentProcess:
 
     def get(self, path: str) -> tuple[int, str]:
         """GET from its HTTP side: status and body; (0, "") where nothing answers."""
+        status, body = self.fetch(path)
+        return status, body.decode()
+
+    def fetch(self, path: str) -> tuple[int, bytes]:
+        """The same of what is no text."""
         connection = _UnixConnection(str(self.socket))
         try:
             connection.request("GET", path)
             answer = connection.getresponse()
-            return answer.status, answer.read().decode()
+            return answer.status, answer.read()
         except OSError:
-            return 0, ""
+            return 0, b""
         finally:
             connection.close()
 

@@ -36,6 +36,10 @@ class Journal:
             if not fields["MESSAGE"].startswith("mark ") and (event is None or fields["MESSAGE_ID"] == event.message_id)
         ]
 
+    def so_far(self, event: Event) -> list[dict[str, str]]:
+        """What was written of one event. It waits for nothing that is on its way, so others may record meanwhile."""
+        return [fields for fields in list(self._records) if fields["MESSAGE_ID"] == event.message_id]
+
     def __enter__(self) -> Journal:
         return self
 

@@ -83,6 +83,7 @@ def scrape() -> Iterator[str]:
         wait_for(lambda: agent.metric("deliveries", peer="node-b", state="confirmed") == 1, "the confirmation")
         wait_for(lambda: agent.metric("push_failures_total", peer="node-c") > 0, "a failure of the other peer")
         wait_for(lambda: agent.metric("rejected_total") > 0, "the odd name")
+        wait_for(lambda: agent.metric("coverage_seconds", state="hole") > 0, "the coverage of its hour")
         wait_for(lambda: 'push_seconds_count{peer="node-b"} 1.0' in agent.get("/metrics")[1], "the observation")
         yield agent.get("/metrics")[1]
 

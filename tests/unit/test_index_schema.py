@@ -145,7 +145,7 @@ def test_a_new_index_says_what_it_is(path: Path) -> None:
     assert query(path, "PRAGMA application_id") == [(0x746F6D62,)]
     assert query(path, "PRAGMA user_version") == [(len(schema.MIGRATIONS),)]
     tables = {name for kind, name, _ in structure(path) if kind == "table"}
-    assert tables == {"meta", "place", "hour", "segment", "marker", "peer", "delivery", "sqlite_sequence"}
+    assert tables == {"meta", "place", "hour", "segment", "marker", "peer", "delivery", "coverage", "sqlite_sequence"}
     assert query(path, "PRAGMA journal_mode") == [("wal",)]
     assert query(path, "PRAGMA integrity_check") == [("ok",)]
 

@@ -61,6 +61,10 @@ class Sources:
     def beat_ages_s(self) -> dict[str, float]:
         return {"intake": 0.1 * self.steps, "push-node-b": 0.2}
 
+    def coverage_s(self) -> Iterable[tuple[str, str, str, float]]:
+        yield "desertbus", "source", "covered", 3590.5 * self.steps
+        yield "desertbus", "source", "hole", 9.5
+
     def journal_dropped(self) -> int:
         return self.steps
 
@@ -97,7 +101,7 @@ def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], f
 def tell(metrics: Metrics, times: int = 1) -> None:
     """What the workers tell, each with every label that it has."""
     for _ in range(times):
-        for source in ("watch", "rescan", "inbox", "command"):
+        for source in ("watch", "rescan", "inbox", "command", "takedown"):
             metrics.hide_seconds.labels(source).observe(0.0003)
         metrics.push_seconds.labels("node-b").observe(0.02)
         metrics.tell_intervals(300, 86400)
@@ -110,6 +114,7 @@ def tell(metrics: Metrics, times: int = 1) -> None:
         metrics.rejected.labels("watch", "unsafe-name").inc()
         metrics.restored.inc()
         metrics.data_returned.inc()
+        metrics.twins_of_hidden[True].inc()
         metrics.index_retries.inc()
 
 
@@ -132,6 +137,7 @@ PROMISED = {
     "peer_up": ("gauge", {"peer"}),
     "canary_age_seconds": ("gauge", {"peer"}),
     "inbox_waiting": ("gauge", {"peer"}),
+    "coverage_seconds": ("gauge", {"channel", "quality", "state"}),
     "push_failures": ("counter", {"peer", "reason"}),
     "missed_by_watch": ("counter", set()),
     "watch_overflows": ("counter", set()),
@@ -143,6 +149,7 @@ PROMISED = {
     "rejected": ("counter", {"source", "reason"}),
     "restored": ("counter", set()),
     "data_returned": ("counter", set()),
+    "twins_of_hidden": ("counter", {"sticky"}),
     "worker_beat_age_seconds": ("gauge", {"worker"}),
     "build_info": ("gauge", {"version"}),
 }
@@ -190,6 +197,7 @@ def test_gauges_are_what_the_agent_says(metrics: Metrics) -> None:
     assert value("rescan_interval_seconds", kind="full") == 86400
     assert value("root_believed") == 1
     assert value("journal_dropped") == 1
+    assert value("coverage_seconds", channel="desertbus", quality="source", state="covered") == 3590.5
     assert value("build_info", version=__version__) == 1
 
 

@@ -20,6 +20,7 @@ from tombsync.timeline import (
     piece,
     sequence,
     time_text,
+    unix_moment_us,
     wall_ns,
 )
 
@@ -138,6 +139,10 @@ def test_what_is_no_time(text: str) -> None:
     with pytest.raises(errors.BadTime) as caught:
         parse_time(text)
     assert caught.value.hint
+
+
+def test_the_clock_counts_from_the_same_beginning() -> None:
+    assert time_text(unix_moment_us(1_573_613_151_608_000_999)) == "2019-11-13T02:45:51.608000Z"
 
 
 def test_the_hours_of_a_span_begin_one_before_it() -> None:

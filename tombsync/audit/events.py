@@ -94,6 +94,18 @@ class Event(Enum):
     PURGED = "561832db4a2440149a2cfe67742c7124", NOTICE, "a person's purge deleted a data file that is hidden"
     PURGE_EXCEPTED = "178bad4808da401f9b7d810dfa46a636", WARNING, "a person left a peer out of a purge"
     DATA_RETURNED = "398c63b62f7645c3ae107108f9dbdf25", WARNING, "purged data came back beside its tombstone"
+    TAKEDOWN_BEGUN = "4c40419d135a4ca99d2107c81f416d80", NOTICE, "a person took down a span of time"
+    TAKEDOWN_ENDED = "899245c349da4e56affdbf5b2d4c1821", NOTICE, "a person ended a takedown: its tombstones stay"
+    TAKEDOWN_UNREADABLE = (
+        "2a096f30b9f44698b8302bc6076798d2",
+        ERROR,
+        "the record of a takedown cannot be followed: what arrives in its span is not told",
+    )
+    TWIN_OF_HIDDEN = (
+        "a367cfd9090142a7bbb300384f2ba3f9",
+        WARNING,
+        "a segment arrived within a takedown that was made before",
+    )
     STARTED = "73c9a2236b4144d9aea7771e0364d1ec", NOTICE, "the agent started"
     READY = "01847977eebd4dd19080c15b90f75c01", NOTICE, "the first rescan is done; listings are complete"
     STOPPING = "15f4ab97d8ce46d697d5f83834b24955", NOTICE, "the agent was asked to stop"

@@ -31,6 +31,25 @@ def write_new(files: dict[str, bytes]) -> None:
         raise errors.FileRefused(path, exc.strerror or str(exc)) from exc
 
 
+def write_over(path: str, content: bytes) -> None:
+    """Put a file in place of whatever file of that name there is, whole; readable for everybody, as far as the umask
+    allows. Raises FileRefused.
+    """
+    try:
+        with _written_aside(path, content) as aside:
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(aside, 0o666 & ~umask)
+            os.link(aside, f"{aside}.new")  # `aside` itself is removed at the end
+            try:
+                os.replace(f"{aside}.new", path)
+            except OSError:
+                os.unlink(f"{aside}.new")
+                raise
+    except OSError as exc:
+        raise errors.FileRefused(path, exc.strerror or str(exc)) from exc
+
+
 @contextmanager
 def _written_aside(path: str, content: bytes) -> Iterator[str]:
     """The name of a file beside, which is gone after the block. Raises OSError."""

@@ -42,7 +42,7 @@ from tombsync.index import MarkerRow, Reader
 from tombsync.names import Hour, printable
 from tombsync.plan import State
 from tombsync.timeline import iso
-from tombsync.tree import Tree, remove_tombstones
+from tombsync.tree import Tree, read_takedowns, remove_tombstones
 
 _SHOWN = 20
 _HELD_WITHIN_S = 60.0  # what is on its way to a peer is answered, or given up with its session, well before
@@ -89,6 +89,8 @@ def unmark(
     An archive's own backfiller may have listed the tombstone before, so the peers are asked once more after ten
     minutes. Nodes that are not configured are not asked.
 
+    What a sticky takedown would mark again is not taken back: end that first.
+
     STEM is a stem, or a path as `tombsync mark` takes it. Exit code 0: all is taken back, 1: nothing, 3: a part, or a
     peer has it all the same.
 
@@ -111,6 +113,7 @@ def unmark(
             _show(rows)
         if rows:
             _require_ours(settings, reader, rows)
+            _require_no_takedown(settings, reader, rows)
             if not dry_run:
                 if not agent_runs(settings):
                     raise errors.AgentNotRunning(settings.state_dir)
@@ -168,6 +171,30 @@ def _require_ours(settings: Settings, reader: Reader, rows: Sequence[MarkerRow],
     _refuse(reasons)
 
 
+def _require_no_takedown(settings: Settings, reader: Reader, rows: Sequence[MarkerRow]) -> None:
+    """Raise UnmarkRefused where a sticky takedown would mark one again; say so where one would only tell of it."""
+    from tombsync.takedown.late import Reach
+    from tombsync.takedown.under import takedown_of
+
+    with Tree(settings.root).open_root() as root_fd:
+        reaches = [Reach(takedown) for takedown in read_takedowns(root_fd, tell_error) if takedown.runs]
+    told: set[str] = set()
+    reasons, ids = [], set()
+    for row in rows if reaches else ():
+        reach = takedown_of(reader, row.marked, reaches)
+        if reach is None:
+            continue
+        id = reach.takedown.id
+        if reach.takedown.sticky:
+            reasons.append(f"{printable(row.marked.path)}: the sticky takedown {id} would mark it again")
+            ids.add(id)
+        elif id not in told:
+            told.add(id)
+            warn(f"the takedown {id} still runs: what is taken back in its span counts as arrived late")
+    if reasons:
+        _refuse(reasons, f"end it first: `tombsync takedown end {' '.join(sorted(ids))}`")
+
+
 def _require_nowhere_else(settings: Settings, reader: Reader, rows: Sequence[MarkerRow]) -> None:
     """Ask each peer now. Raises UnmarkRefused with a reason for each that has one, or cannot be asked."""
     _refuse(list(_elsewhere(settings, reader, rows).values()))
@@ -182,10 +209,10 @@ def _elsewhere(settings: Settings, reader: Reader, rows: Sequence[MarkerRow]) ->
     return {each.peer: why for each, asked in heard if (why := held_elsewhere(each, asked, kept_the_place=kept))}
 
 
-def _refuse(reasons: Sequence[str]) -> None:
+def _refuse(reasons: Sequence[str], hint: str = errors.UnmarkRefused.hint) -> None:
     if reasons:
         more = [f"(and {len(reasons) - _MOST_REASONS} more)"] if len(reasons) > _MOST_REASONS else []
-        raise errors.UnmarkRefused((*reasons[:_MOST_REASONS], *more))
+        raise errors.UnmarkRefused((*reasons[:_MOST_REASONS], *more), hint)
 
 
 # -- taking back ------------------------------------------------------------------------------------------------------

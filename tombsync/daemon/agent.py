@@ -1,7 +1,8 @@
 """The agent: built, started in order, supervised, stopped in reverse order.
 
-Order: signals, lock, confinement, journal, index, HTTP, checkpoints, intake, pushers, root guard, watcher, rescan. The
-confinement comes before the first thread, as it binds only the threads that are started after it.
+Order: signals, lock, confinement, journal, index, HTTP, checkpoints, intake, pushers, root guard, late segments,
+watcher, rescan, coverage. The confinement comes before the first thread, as it binds only the threads that are started
+after it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from functools import partial
 
 from tombsync import __version__, config, confine, errors
 from tombsync.audit import Audit, Event, open_audit
+from tombsync.coverage import CoverageView, CoverageWorker, draw
 from tombsync.daemon.crew import STALLED_AFTER_S, Crew
 from tombsync.daemon.ending import stop_workers
 from tombsync.daemon.pages import Pages, pages_of
@@ -35,6 +37,7 @@ from tombsync.daemon.requests import Requests
 from tombsync.daemon.signals import Signals
 from tombsync.daemon.sources import Sources
 from tombsync.daemon.state import describe, peer_states, state_text
+from tombsync.daemon.status_page import page_of
 from tombsync.daemon.supervisor import Supervisor
 from tombsync.guard import RootGuard
 from tombsync.index import AgentLock, Checkpointer, Writer, index_path, note_damage
@@ -45,9 +48,10 @@ from tombsync.peers import Connector
 from tombsync.plan import Breaker
 from tombsync.push import Pusher
 from tombsync.rescan import Rescan, RescanKind
+from tombsync.takedown.worker import LateSegments
 from tombsync.tree import Tree, lacks_tombstone
 from tombsync.watch import Watch
-from tombsync.web import Auth, WebServer, build_app
+from tombsync.web import Auth, WebServer, build_app, coverage_blueprint
 from tombsync.work import Mailbox, Worker
 
 # A worker in a Python loop holds up every other thread for so long at most (stock: 5 ms). Measured by
@@ -158,6 +162,16 @@ class Agent:
         keys = writer.peer_ids()
         for peer in settings.peers:
             pushers.add(peer, keys[peer.name])
+        late = LateSegments(
+            tree=tree,
+            identity=identity,
+            state_dir=settings.state_dir,
+            index_path=path,
+            mailbox=mailbox,
+            audit=audit,
+            metrics=metrics,
+            believed=guard.believed,
+        )
         checkpointer, breaker = Checkpointer(path), Breaker(settings.breaker.most_per_minute)
         intake = Intake(
             tree=tree,
@@ -170,6 +184,7 @@ class Agent:
             breaker=breaker,
             on_written=checkpointer.note_written,
             on_holds_changed=pushers.look_again,
+            on_segments=late.note,
         )
         inbox = make_inbox(
             settings,
@@ -181,8 +196,17 @@ class Agent:
             metrics=metrics,
             believed=guard.believed,
         )
-        sources = Sources(writer, path, pushers, inbox, watch, rescan, guard, crew.beats, audit)
+        coverage = CoverageWorker(
+            tree=tree,
+            index_path=path,
+            mailbox=mailbox,
+            believed=guard.believed,
+            may_begin=rescan.first_done.is_set,
+        )
+        sources = Sources(writer, path, pushers, inbox, watch, rescan, guard, crew.beats, audit, coverage)
         stack.callback(sources.close)
+        view = CoverageView(path)
+        stack.callback(view.close)
         metrics.ask(sources)
         auth = Auth(tree, path)
         stack.callback(auth.close)
@@ -195,18 +219,23 @@ class Agent:
             ready=rescan.first_done.is_set,
             ready_detail=lambda: describe(guard, rescan),
             stale_after_s=STALLED_AFTER_S,
-            blueprints=[*pages.blueprints(), auth.blueprint],
+            blueprints=pages.blueprints(
+                lambda _: auth.blueprint,
+                lambda _: coverage_blueprint(hours=view.hours, picture=view.map, draw=draw),
+                partial(page_of, settings.node, tree.root, sources, guard, rescan, late, pages.ask),
+            ),
         )
         server = WebServer(app, settings.http.listen, on_turn=lambda: crew.beats.beat("http"))
         server.start()
         stack.callback(_close_http, server, pages)
         stack.callback(checkpointer.close)
-        stack.callback(stop_workers, crew, pushers, watch, rescan, mailbox, inbox, intake)
+        stack.callback(stop_workers, crew, pushers, watch, rescan, mailbox, inbox, coverage, late, intake)
         first: list[Worker] = [checkpointer, intake]
         for worker in first:
             crew.drive(worker)
         pushers.start()
         crew.drive(guard)
+        crew.drive(late)
         if inbox is not None:
             crew.drive(inbox)
         if guard.believed():
@@ -214,6 +243,7 @@ class Agent:
             watch.start()
         requests = Requests(settings.state_dir, mailbox, audit, pushers, partial(lacks_tombstone, tree, identity))
         crew.drive(rescan)
+        crew.drive(coverage)
         # What was imported and built lives as long as the process: the collector need not look at it again and again,
         # for 90 ms in which nothing is hidden or answered (benchmarks/scrape.py).
         gc.collect()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import time
 
+from tombsync.coverage import CoverageWorker
 from tombsync.daemon.crew import Crew
 from tombsync.daemon.pushers import Pushers
 from tombsync.inbox import Inbox
 from tombsync.index import Checkpointer
 from tombsync.intake import Intake
 from tombsync.rescan import Rescan
+from tombsync.takedown.worker import LateSegments
 from tombsync.watch import Watch
 from tombsync.work import Flush, Mailbox
 
@@ -20,7 +22,15 @@ STOP_TIMEOUT_S = 4.0  # all threads together; what is cut short is done again af
 
 
 def stop_workers(
-    crew: Crew, pushers: Pushers, watch: Watch, rescan: Rescan, mailbox: Mailbox, inbox: Inbox | None, intake: Intake
+    crew: Crew,
+    pushers: Pushers,
+    watch: Watch,
+    rescan: Rescan,
+    mailbox: Mailbox,
+    inbox: Inbox | None,
+    coverage: CoverageWorker,
+    late: LateSegments,
+    intake: Intake,
 ) -> None:
     """Stop everything but what writes the index, have that write what was handed over, and stop it too."""
     deadline = time.monotonic() + STOP_TIMEOUT_S
@@ -45,11 +55,8 @@ def stop_workers(
             pusher.close()
         else:  # what it holds stays open to whoever still runs, and nothing stays untold
             pusher.tell_committed()
-    if intake.name not in still_running:
-        intake.close()
-    if rescan.name not in still_running:
-        rescan.close()
-    if inbox is not None and inbox.name not in still_running:
-        inbox.close()
+    for worker in (intake, rescan, coverage, inbox, late):
+        if worker is not None and worker.name not in still_running:
+            worker.close()
     if still_running:
         log.warning("still running at the end, and cut short: %s", ", ".join(still_running))

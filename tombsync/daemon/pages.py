@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from flask import Blueprint
 
@@ -21,6 +21,8 @@ from tombsync.names import Marked
 from tombsync.plan import State
 from tombsync.proof import markers_of_stem, segment_facts, standing_here, stands_of
 from tombsync.web import TombstonePage, Turns, api_blueprint, files_blueprint
+
+Answer = TypeVar("Answer")
 
 _KEYS_A_PAGE = 20_000  # looked at for one page of tombstones: some milliseconds, however few of them are recent
 _MOST_HOURS = 100  # in which one stem may be marked and be asked for without its hour
@@ -48,10 +50,15 @@ class Pages:
         self._lock = threading.Lock()
         self._opened: list[Knowledge] = []  # guarded by `_lock`
 
-    def blueprints(self) -> list[Blueprint]:
-        """Every route of the agent's own; whoever adds some adds them here."""
+    def blueprints(self, *more: Callable[[Turns], Blueprint]) -> list[Blueprint]:
+        """Every route of the agent's own, and `more`, which take their turns beside the others."""
         turns = Turns()
-        return [files_blueprint(self._knowledge, turns), api_blueprint(self._knowledge, turns)]
+        own = [files_blueprint(self._knowledge, turns), api_blueprint(self._knowledge, turns)]
+        return own + [make(turns) for make in more]
+
+    def ask(self, question: Callable[[Reader], Answer]) -> Answer:
+        """Ask the index with the connection of this thread. Raises IndexMissing and what the question raises."""
+        return self._knowledge().ask(question)
 
     def _knowledge(self) -> Knowledge:
         """That of this thread."""
@@ -131,6 +138,10 @@ class Knowledge(Client):
             return self._facts(reader, markers_of_stem(reader, name, most=_MOST_HOURS))
 
         return self.index.ask(ask)
+
+    def ask(self, question: Callable[[Reader], Answer]) -> Answer:
+        """The answer of the index, which must be there. Raises IndexMissing and what the question raises."""
+        return self.index.ask(lambda reader: question(self._require(reader)))
 
     def _facts(self, reader: Reader, rows: list[MarkerRow]) -> list[Mapping[str, Any]]:
         peers = {peer.name: peer for peer in reader.peers({})}

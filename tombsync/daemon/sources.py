@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator
 
 from tombsync.audit import Audit
+from tombsync.coverage import CoverageWorker
 from tombsync.daemon.pushers import Pushers
 from tombsync.guard import RootGuard
 from tombsync.inbox import Inbox
@@ -31,6 +32,7 @@ class Sources:
         guard: RootGuard,
         beats: Beats,
         audit: Audit,
+        coverage: CoverageWorker,
     ) -> None:
         self._writer = writer
         self._pushers = pushers
@@ -40,6 +42,7 @@ class Sources:
         self._guard = guard
         self._beats = beats
         self._audit = audit
+        self._coverage = coverage
         self._lock = threading.Lock()
         self._reader = Reader(path)
 
@@ -91,6 +94,17 @@ class Sources:
 
     def journal_dropped(self) -> int:
         return self._audit.dropped
+
+    def coverage_s(self) -> Iterator[tuple[str, str, str, float]]:
+        for (channel, quality), totals in self._coverage.totals.items():
+            for state, length_us in (
+                ("covered", totals.covered_us),
+                ("editable", totals.editable_us),
+                ("partial", totals.partial_us),
+                ("tombstoned", totals.tombstoned_us),
+                ("hole", totals.hole_us),
+            ):
+                yield channel, quality, state, length_us / 1e6
 
     def close(self) -> None:
         with self._lock:

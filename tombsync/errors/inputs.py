@@ -80,6 +80,18 @@ class BadCursor(TombsyncError):
 
 
 @dataclass(eq=False)
+class MapTooWide(TombsyncError):
+    """A map of more hours than anybody can look at."""
+
+    hours: int
+    most: int
+    hint: str = "name a shorter range with --from and --to, and draw one map after another"
+
+    def __str__(self) -> str:
+        return f"a map of {self.hours} hours: {self.most} are the most"
+
+
+@dataclass(eq=False)
 class OutsideRoot(TombsyncError):
     """A path that does not lie in the segment tree."""
 

@@ -10,7 +10,7 @@ from tombsync.inbox.placing import Placing, Trouble
 from tombsync.inbox.telling import Teller
 from tombsync.index import MarkerRow, Reader
 from tombsync.names import Hour, Marked
-from tombsync.work import TRANSACTION_ROWS
+from tombsync.work import TRANSACTION_ROWS, Source
 
 INTERVAL_S = 60.0
 
@@ -59,7 +59,7 @@ class Awaited:
         rows = reader.awaited(above=self._above, limit=TRANSACTION_ROWS)
         for row in rows:
             self._above = row.marker
-            if row.marked not in self._elsewhere:
+            if row.source != Source.TAKEDOWN and row.marked not in self._elsewhere:
                 self._hours.setdefault(row.marked.hour, []).append(row)
         if not rows:
             self._running = False

@@ -23,8 +23,10 @@ from tombsync.index.batches import (
     SegmentRows,
 )
 from tombsync.index.checkpoint import Checkpointer
+from tombsync.index.coverage import CoverageRow, HourCovered, Made
 from tombsync.index.facts import peer_facts, tombstone_facts
 from tombsync.index.files import SIDE_FILES, AgentLock, agent_pid, damage_noted, index_path, note_damage, set_aside
+from tombsync.index.glance import DeliveryGlance, PeerGlance
 from tombsync.index.hiding import Hidden
 from tombsync.index.hours import HourRow, mistakes_key
 from tombsync.index.peer_rows import PeerAdded, PeerForgotten
@@ -36,7 +38,9 @@ __all__ = [
     "SIDE_FILES",
     "AgentLock",
     "Checkpointer",
+    "CoverageRow",
     "DeliveriesHeld",
+    "DeliveryGlance",
     "DeliveryOutcomes",
     "DeliveryRow",
     "Due",
@@ -44,9 +48,11 @@ __all__ = [
     "Hidden",
     "HoldsEnded",
     "HoldsEndedUpTo",
+    "HourCovered",
     "HourGone",
     "HourListed",
     "HourRow",
+    "Made",
     "MarkerRow",
     "MarkersForgotten",
     "MarkersPlaced",
@@ -54,6 +60,7 @@ __all__ = [
     "Outcome",
     "PeerAdded",
     "PeerForgotten",
+    "PeerGlance",
     "PeerMarkerSeen",
     "PeerReport",
     "PeerRow",

@@ -150,7 +150,7 @@ class MarksTakenBack:
 
 @dataclass
 class MarkersPlaced:
-    """Tombstones of one hour that came by an inbox and stand in the tree now."""
+    """Tombstones of one hour that were hidden before they had a file, and stand in the tree now."""
 
     hour: Hour
     stems: Sequence[str]

@@ -106,7 +106,7 @@ def open_for_writing(path: str) -> sqlite3.Connection:
             connection.execute("PRAGMA wal_autocheckpoint=0")  # a checkpoint's fsync must not fall into a hide
             connection.execute("PRAGMA temp_store=MEMORY")
             migrate(connection)
-            for table in ("meta", "place", "hour", "segment", "marker", "peer", "delivery"):
+            for table in ("meta", "place", "hour", "segment", "marker", "peer", "delivery", "coverage"):
                 connection.execute(f"SELECT * FROM {table} LIMIT 1").fetchone()
         except BaseException:
             connection.close()

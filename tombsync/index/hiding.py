@@ -15,6 +15,7 @@ from tombsync.names import Hour, Marked
 from tombsync.plan import Breaker, State
 from tombsync.work import Sight, Sighting, Source
 
+_BEFORE_THE_FILE = (Source.INBOX, Source.TAKEDOWN)  # who hides first, and makes the tombstone then
 _COLUMNS = "stem, hour, hidden_at_ns, in_tree, pushable, source, ctime_ns, owner_uid, sender, origin, meant"
 _ALONE = f"{_COLUMNS}, told_up_to"  # of one that is recorded without a transaction around it
 
@@ -271,9 +272,10 @@ def _count_mark(breaker: Breaker | None, sighting: Sighting, sight: Sight) -> No
 def _by_hand(sighting: Sighting, sight: Sight) -> bool:
     """Whether it may be one of a mass that nobody meant: an empty file in the tree, and so not `meant` in the index.
 
-    What came by an inbox was meant on another node, and `mark` asks before it makes many, and writes into each.
+    What came by an inbox was meant on another node, what a sticky takedown marks was meant when that was made, and
+    `mark` asks before it makes many, and writes into each.
     """
-    return sighting.source is not Source.INBOX and not sight.size_bytes
+    return sighting.source not in _BEFORE_THE_FILE and not sight.size_bytes
 
 
 def _row(
@@ -282,7 +284,7 @@ def _row(
     """The values of _COLUMNS but for hour and time."""
     return (
         sighting.marked.stem,
-        sight.ctime_ns is not None or sighting.source is not Source.INBOX,
+        sight.ctime_ns is not None or sighting.source not in _BEFORE_THE_FILE,
         _pushable(sighting.marked, sight),
         sighting.source.value,
         sight.ctime_ns,

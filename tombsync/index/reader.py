@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from tombsync.index.coverage import Coverages
+from tombsync.index.glance import Glance
 from tombsync.index.hours import Hours
 from tombsync.index.proofs import Proofs
 from tombsync.index.schema import (
@@ -91,7 +93,7 @@ class PeerRow:
     marker_seen: bool = False
 
 
-class Reader(Hours, Proofs):
+class Reader(Hours, Proofs, Coverages, Glance):
     """Reads the index. Raises IndexMissing, IndexDamaged, StateRefused."""
 
     # -- markers and deliveries ---------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
-"""Takedown by time: which files carry a moment, what hiding them costs, and which instants have several versions.
+"""Takedowns: by time, and what arrives after one.
 
-`look` reads the directories of the hours concerned, `find`, `cost` and `versions` decide, purely; who marks is the
-command line. What counts is the tree: no index is asked for what stands in it. Nothing is imported here, so that the
-command line need not wait for what only the agent needs.
+`look` reads the directories of the hours concerned; `find`, `cost` and `versions` decide, purely, which files carry a
+moment, what hiding them costs, and which instants have several versions; who marks is the command line. `late` and
+`under` decide what of that which arrives falls under a takedown, and `worker` does what follows, in the agent. Nothing
+is imported here, so that the command line need not wait for what only the agent needs.
 """

@@ -18,6 +18,7 @@ from tombsync.tree.directories import (
 from tombsync.tree.listing import Listing
 from tombsync.tree.note import parse_note, read_note
 from tombsync.tree.purged import Purged, purged_of, remember_purge
+from tombsync.tree.sizes import Sizes
 from tombsync.tree.takedowns import (
     TAKEDOWNS,
     Takedown,
@@ -35,6 +36,7 @@ __all__ = [
     "DataFile",
     "Listing",
     "Purged",
+    "Sizes",
     "Standing",
     "Takedown",
     "Tree",

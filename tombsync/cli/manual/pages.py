@@ -27,7 +27,7 @@ _EXIT_CODES = {
 _FILES = {
     DEFAULT_PATH: "The settings: see tombsync.toml(5).",
     "/var/lib/tombsync": "The index: a cache that can be deleted.",
-    "ROOT/.tombsync": "The identity of the segment tree, and what was purged of it.",
+    "ROOT/.tombsync": "The identity of the segment tree, what was purged of it, and its takedowns.",
 }
 _SETTINGS_EXAMPLE = """\
 node = "node-a"
