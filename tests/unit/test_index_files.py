@@ -95,11 +95,11 @@ def path(state: Path) -> Path:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 200 KiB."""
+    """A file system of 400 KiB."""
     need_root()
     at = tmp_path / "small"
     at.mkdir()
-    subprocess.run([need("mount"), "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(at)], check=True)
+    subprocess.run([need("mount"), "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(at)], check=True)
     yield at
     subprocess.run([need("umount"), "--lazy", str(at)], check=True)
 

@@ -117,11 +117,17 @@ ALTER TABLE marker ADD COLUMN also_from TEXT;
 UPDATE marker SET meant = 1 WHERE sender IS NOT NULL;
 CREATE INDEX delivery_held ON delivery (marker) WHERE state = 5;
 """
+_TABLES_4 = """
+ALTER TABLE marker ADD COLUMN told_up_to INTEGER NOT NULL DEFAULT 0;
+INSERT OR REPLACE INTO meta SELECT 'told_up_to', coalesce(max(id), 0) FROM marker;
+ALTER TABLE peer ADD COLUMN marker_seen INTEGER NOT NULL DEFAULT 0;
+"""
 OLDER: dict[int, str] = {
     0: "",
     1: _TABLES_1 + _ROWS,
     2: _TABLES_1 + _TABLES_2 + _ROWS,
     3: _TABLES_1 + _TABLES_2 + _TABLES_3 + _ROWS,
+    4: _TABLES_1 + _TABLES_2 + _TABLES_3 + _TABLES_4 + _ROWS,
 }
 
 

@@ -395,9 +395,9 @@ class FullDisk:
 
 @contextlib.contextmanager
 def small_disk(state: Path) -> Iterator[FullDisk]:
-    """A file system of 200 KiB."""
+    """A file system of 400 KiB."""
     need_root()
-    subprocess.run([need("mount"), "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(state)], check=True)
+    subprocess.run([need("mount"), "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(state)], check=True)
     ballast = state / "ballast"
 
     def fill() -> None:
@@ -737,6 +737,8 @@ def test_an_index_of_before_tells_nothing_again(bench: Bench, journal: Journal) 
         connection.execute("DELETE FROM meta WHERE key = 'told_up_to'")
         connection.execute("ALTER TABLE marker DROP COLUMN told_up_to")
         connection.execute("ALTER TABLE peer DROP COLUMN marker_seen")
+        connection.execute("DROP TRIGGER hour_goes")
+        connection.execute("DROP TABLE coverage")
         connection.execute("PRAGMA user_version = 3")
     with Journal() as second:
         killed(bench, second)
