@@ -53,11 +53,9 @@ def hours_of(agent: AgentProcess, quality: str) -> dict[str, dict[str, Any]]:
 
 def shown(hour: dict[str, Any]) -> Shown:
     files = hour["files"]
-    return Shown(
-        *(hour[f"{name}_s"] for name in ("covered", "editable", "partial", "tombstoned", "hole")),
-        hour["overlaps"], hour["overlap_s"], files["full"], files["suspect"], files["partial"], files["temp"],
-        files["chat"], files["bad"], files["hidden"],
-    )  # fmt: skip
+    seconds = [hour[f"{name}_s"] for name in ("covered", "editable", "partial", "tombstoned", "hole")]
+    counts = [files[name] for name in ("full", "suspect", "partial", "temp", "chat", "bad", "hidden")]
+    return Shown._make([*seconds, hour["overlaps"], hour["overlap_s"], *counts])
 
 
 def assert_as_planted(found: dict[str, dict[str, Any]], quality: str) -> None:

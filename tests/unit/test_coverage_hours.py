@@ -24,7 +24,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def judged(root: Path) -> dict[tuple[str, int], Coverage]:
-    tree, found = Tree(str(root)), {}
+    tree = Tree(str(root))
+    found: dict[tuple[str, int], Coverage] = {}
     with tree.open_root() as root_fd:
         survey = Survey(tree, root_fd, None, LATER_US)
         for quality in {one.quality for one in HOURS}:
@@ -35,11 +36,10 @@ def judged(root: Path) -> dict[tuple[str, int], Coverage]:
 
 def shown(one: Coverage) -> Shown:
     counts = dict(zip(TYPES, one.counts, strict=True))
-    counts["partials"] = counts.pop("partial")
     lengths = (one.covered_us, one.editable_us, one.partial_us, one.tombstoned_us, one.hole_us)
-    return Shown(
-        *(us / 1e6 for us in lengths), overlaps=one.overlaps, overlap=one.overlap_us / 1e6, **counts, hidden=one.hidden
-    )
+    seconds = [us / 1e6 for us in lengths]
+    counted = [counts[name] for name in ("full", "suspect", "partial", "temp", "chat", "bad")]
+    return Shown._make([*seconds, one.overlaps, one.overlap_us / 1e6, *counted, one.hidden])
 
 
 def test_no_hour_is_left_out(judged: dict[tuple[str, int], Coverage]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -76,7 +76,7 @@ def test_an_hour_comes_back_as_it_was_judged(writer: Writer, reader: Reader) -> 
 def test_an_hour_is_due_until_it_is_judged_and_whenever_it_changes(writer: Writer, reader: Reader) -> None:
     add(writer, HOUR, f"{STEM}.ts", "other.ts")
     assert due_hours(reader) == [0]
-    changes = [
+    changes: list[Callable[[], object]] = [
         lambda: add(writer, HOUR, f"{stem_of(5)}.ts", watched=True),
         lambda: drop(writer, HOUR, "other.ts"),
         lambda: hide(writer, HOUR, STEM),

@@ -97,7 +97,9 @@ def _parts(where: str, channel: str | None) -> list[str]:
     """Channel and quality, as far as they are named. Raises BadName, click's UsageError."""
     parts = [part for part in where.split("/") if part]
     if len(parts) > 2:
-        raise errors.BadName(where, "not of the form CHANNEL/QUALITY", "`tombsync ls` shows what is there")
+        exc = errors.BadName(where, "not of the form CHANNEL/QUALITY")
+        exc.hint = "`tombsync ls` shows what is there"
+        raise exc
     if channel is not None:
         if parts and parts[0] != channel:
             raise click.UsageError(f"two channels are named: {parts[0]} and {channel}")

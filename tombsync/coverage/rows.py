@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from tombsync.coverage.rules import TYPES, Coverage, Reach
 from tombsync.index import CoverageRow, HourCovered, Made
 from tombsync.names import Hour, hour_text
 
-_PLAIN = 8  # figures before the counts, see `Coverage`
+_PLAIN: Final = 8  # figures before the counts, see `Coverage`
 _US = 1_000_000
 
 
@@ -23,9 +23,8 @@ def to_batch(hour: Hour, made: Made, coverage: Coverage) -> HourCovered:
 def of_row(row: CoverageRow) -> Coverage:
     """The inverse."""
     end = _PLAIN + len(TYPES)
-    return Coverage(
-        *row.figures[:_PLAIN], row.figures[_PLAIN:end], Reach(*row.figures[end:]), zlib.decompress(row.strip)
-    )
+    counts, reach = row.figures[_PLAIN:end], Reach._make(row.figures[end:])
+    return Coverage._make((*row.figures[:_PLAIN], counts, reach, zlib.decompress(row.strip)))
 
 
 class Totals(NamedTuple):
@@ -50,7 +49,7 @@ class Totals(NamedTuple):
 
 def totals_of_sums(sums: tuple[int, ...]) -> Totals:
     """From what `Reader.coverage_sums` gives."""
-    return Totals(*sums[: _PLAIN + 1], sums[_PLAIN + 1 :])
+    return Totals._make((*sums[: _PLAIN + 1], sums[_PLAIN + 1 :]))
 
 
 def totals_of(hours: Iterable[Coverage]) -> Totals:

@@ -80,9 +80,9 @@ class Survey:
     def _judge(self, hour: Hour, row: CoverageRow | None, before: _Reaching) -> tuple[Coverage, _Reaching]:
         known = None if row is None else of_row(row)
         mtime_ns = self._mtime_ns(hour)
-        if row is not None and known is not None and row.current and row.settled and row.mtime_ns == mtime_ns:
-            if known.span_us == HOUR_US and before.as_known:
-                return known, _Reaching(hour.number, known.reach, as_known=True)
+        is_current = row is not None and row.current and row.settled and row.mtime_ns == mtime_ns
+        if known is not None and is_current and known.span_us == HOUR_US and before.as_known:
+            return known, _Reaching(hour.number, known.reach, as_known=True)
         names, hidden = self._files(hour, mtime_ns)
         with Sizes(self._tree, hour) as sizes:
             files = sort_out(hour, names, hidden)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from flask import Blueprint, Response, abort, jsonify, request
+from werkzeug.wrappers import Response as BaseResponse
 
 from tombsync.errors import BadName, BadTime
 from tombsync.names import strict_hour
@@ -37,7 +38,7 @@ def coverage_blueprint(
     blueprint = Blueprint("coverage", __name__)
 
     @blueprint.get("/api/v1/coverage")
-    def coverage_hours() -> Response:
+    def coverage_hours() -> BaseResponse:
         channel, quality = (request.args.get(key, "") for key in ("channel", "quality"))
         limit = request.args.get("limit", str(MOST_HOURS))
         if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= MOST_HOURS):
@@ -49,7 +50,7 @@ def coverage_blueprint(
         return _with_tag(answer, hashlib.blake2b(answer.get_data(), digest_size=16).hexdigest())
 
     @blueprint.get("/coverage/<channel>/<quality>.png")
-    def coverage_map(channel: str, quality: str) -> Response:
+    def coverage_map(channel: str, quality: str) -> BaseResponse:
         asked = picture(*_place(channel, quality), *_range())
         if asked is None:
             abort(404, "no hour of this channel and quality is known here")
@@ -87,7 +88,7 @@ def _range() -> tuple[int | None, int | None]:
     return first, end
 
 
-def _with_tag(answer: Response, tag: str) -> Response:
+def _with_tag(answer: Response, tag: str) -> BaseResponse:
     """Let clients keep it, and ask each time whether it is still the same."""
     answer.set_etag(tag)
     answer.headers["Cache-Control"] = "no-cache"
