@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,30 @@ def test_where_twins_were_excluded_what_was_there_before_did_not_arrive(node: No
         wait_for(lambda: node.placed(later), "the one that arrived")
     assert not node.placed(before)
     assert [fields["TOMBSYNC_SEGMENT"] for fields in node.journal.records(Event.TWIN_OF_HIDDEN)] == [later]
+
+
+def now_text() -> str:
+    return datetime.now(UTC).isoformat()
+
+
+def test_what_was_there_is_left_to_whoever_made_the_takedown(node: Node) -> None:
+    """It is about to mark that, with a reason, while the worker looks already."""
+    there = node.arrive(LATE)
+    node.take_down(replace(STICKY, created_at=now_text()))
+    with node.running():
+        came = node.arrive(f"45:53.000000-2.0-full-{OTHER}")
+        wait_for(lambda: node.placed(came), "the tombstone of the one that arrived")
+    assert [fields["TOMBSYNC_SEGMENT"] for fields in node.journal.records(Event.TWIN_OF_HIDDEN)] == [came]
+    assert not node.placed(there)
+
+
+def test_what_is_left_unmarked_after_a_while_is_found(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tombsync.takedown.worker.LEFT_TO_MARK_S", 0.5)
+    there = node.arrive(LATE)
+    node.take_down(replace(STICKY, created_at=now_text()))
+    with node.running():
+        wait_for(lambda: node.placed(there), "its tombstone")
+    assert [fields["TOMBSYNC_SEGMENT"] for fields in node.journal.records(Event.TWIN_OF_HIDDEN)] == [there]
 
 
 def test_more_than_can_wait_are_found_by_looking_through_their_hours(node: Node) -> None:

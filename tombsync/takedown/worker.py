@@ -29,6 +29,8 @@ TURN_S = 0.2  # what one turn looks at ends after so long, at the end of an hour
 LOOK_INTERVAL_S = 2.0  # at the records: one status of a directory
 # A directory that was changed so shortly before it was read may change again under the same time (the kernel's tick).
 SETTLED_AFTER_NS = 2_000_000_000
+# What stood there before a takedown is marked by the command that made it. Where that ended early, it is looked at then.
+LEFT_TO_MARK_S = 60.0
 MOST_NAMES = 20_000  # that wait; of more the hours are looked through instead
 
 
@@ -61,6 +63,8 @@ class LateSegments:
         self._queue: deque[tuple[Hour, Sequence[str]]] = deque()
         self._queued_names = 0
         self._again: dict[Hour, None] = {}  # hours to look through, oldest first
+        self._later: dict[Hour, None] = {}  # hours to look through at `_later_at`: what is left to `mark` until then
+        self._later_at = _NEVER  # monotonic
         self._woken = threading.Event()
         self._placing = Placing(tree, mailbox, audit)
         self._hiding: Flush | None = None  # what was found last is on its way into the index: hidden when done
@@ -128,6 +132,10 @@ class LateSegments:
             self._look_at_records(root_fd)
         if self._placing.due(now):
             self._placing.go_on(root_fd, self._read(), now)
+        if self._later_at <= now:
+            with self._lock:
+                self._again.update(self._later)
+            self._later, self._later_at = {}, _NEVER
         until = time.monotonic() + TURN_S
         found: dict[Marked, Find] = {}
         for hour, names in self._take():
@@ -142,7 +150,7 @@ class LateSegments:
             self._hide(sticky)
         if sticky or self._queue or self._again:
             return 0.0
-        return max(0.0, min(IDLE_WAIT_S, self._look_at - now, self._placing.due_at - now))
+        return max(0.0, min(IDLE_WAIT_S, self._look_at - now, self._placing.due_at - now, self._later_at - now))
 
     def _read(self) -> Reader:
         if self._reader is None:  # made by the worker's own thread
@@ -224,14 +232,14 @@ class LateSegments:
         ]
 
     def _is_there(self, root_fd: int, find: Find) -> bool:
-        """Whether it stands without a tombstone. One that was there when twins were excluded did not arrive."""
-        one = find.piece
+        """Whether it stands without a tombstone. One that was there when twins were excluded did not arrive; what else
+        was there is left to who made the takedown, for a while.
+        """
+        one, made_at_ns = find.piece, find.reach.made_at_ns
         try:
             found = standing(root_fd, Marked(one.hour, one.stem))
             if found.tombstone or not found.data:
                 return False
-            if find.reach.takedown.twins:
-                return True
             fd = open_below(root_fd, one.hour.channel, one.hour.quality, one.hour.text)
             try:
                 ctime_ns = os.stat(one.name, dir_fd=fd, follow_symlinks=False).st_ctime_ns
@@ -239,7 +247,16 @@ class LateSegments:
                 os.close(fd)
         except OSError:  # gone again, or a disk that a rescan tells of
             return False
-        return ctime_ns >= find.reach.made_at_ns
+        if ctime_ns >= made_at_ns:
+            return True
+        if not find.reach.takedown.twins:
+            return False
+        left_s = LEFT_TO_MARK_S - (time.time_ns() - made_at_ns) / 1e9
+        if not 0 < left_s <= LEFT_TO_MARK_S:
+            return True
+        self._later[one.hour] = None
+        self._later_at = min(self._later_at, time.monotonic() + left_s)
+        return False
 
     def _tell(self, found: dict[Marked, Find]) -> None:
         new = []
@@ -270,6 +287,7 @@ class LateSegments:
         self._mailbox.put_urgent(self._hiding)  # sightings overtake it, so that it is done when they are committed
 
 
+_NEVER = float("inf")
 _PLACE = f"{OWN_DIRECTORY}/{TAKEDOWNS}"
 
 
