@@ -29,7 +29,7 @@ TURN_S = 0.2  # what one turn looks at ends after so long, at the end of an hour
 LOOK_INTERVAL_S = 2.0  # at the records: one status of a directory
 # A directory that was changed so shortly before it was read may change again under the same time (the kernel's tick).
 SETTLED_AFTER_NS = 2_000_000_000
-# What stood there before a takedown is marked by the command that made it. Where that ended early, it is looked at then.
+# What stood there before a takedown is left to the command that made it; where that ended early it is looked at then.
 LEFT_TO_MARK_S = 60.0
 MOST_NAMES = 20_000  # that wait; of more the hours are looked through instead
 
