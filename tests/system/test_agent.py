@@ -1161,6 +1161,7 @@ def test_no_descriptor_is_leaked_by_any_rescan(tmp_path: Path) -> None:
         idle(agent)
         index = Path(index_path(str(agent.state_dir)))
         wait_for(lambda: index.stat().st_size > 20_000, "the first checkpoint")
+        wait_for(lambda: "tombsync_coverage_seconds{" in agent.get("/metrics")[1], "its coverage to be known")
         before: list[str] = []
         for number in range(60):
             hour = hours[number % 20]

@@ -96,8 +96,9 @@ def existing(root: Path) -> list[str]:
 def spelled(draw: st.DrawFn, path: str) -> str:
     """One of the ways to write the path of a URL."""
     written = ""
-    for part in path.split("/"):
-        written += draw(st.sampled_from(_DETOURS[1:]))
+    for number, part in enumerate(path.split("/")):
+        detours = _DETOURS[1:] if number else [detour for detour in _DETOURS[1:] if detour.startswith("/")]
+        written += draw(st.sampled_from(detours))  # the path in a request line begins with a slash
         # Bytes that cannot stand in a request line, and what would end the path there, are always encoded.
         for byte in part.encode("utf-8", "surrogateescape"):
             plain = 0x20 < byte != 0x7F and chr(byte) not in "%?#"

@@ -740,7 +740,7 @@ disable) rm "$units/local-fs.target.wants/$2" ;;
 restart)
     value() { sed -n "s/^$1=//p" "$units/$2" | sed 's/%%/%/g'; }
     mount -t "$(value Type "$2")" -o "$(value Options "$2")" "$(value What "$2")" "$(value Where "$2")" ;;
-show) case $4 in ssh.service) echo loaded ;; *) echo not-found ;; esac ;;
+show) case $2$4 in --property=User*) echo ;; *ssh.service) echo loaded ;; *) echo not-found ;; esac ;;
 esac
 """
 

@@ -32,6 +32,8 @@ def test_an_index_of_before_is_taken_up_and_nothing_is_told_twice_or_missed(peer
             index.execute("DELETE FROM meta WHERE key = 'told_up_to'")
             index.execute("ALTER TABLE marker DROP COLUMN told_up_to")
             index.execute("ALTER TABLE peer DROP COLUMN marker_seen")
+            index.execute("DROP TRIGGER hour_goes")
+            index.execute("DROP TABLE coverage")
             index.execute("PRAGMA user_version = 3")
         touch(agent.root / HOUR, STEMS[2])
         assert "is that of an older tombsync" in agent.run("tombstones", expect=1).stderr

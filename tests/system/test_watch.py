@@ -836,10 +836,13 @@ main()
 FAILING_HANDLER = """
 from tombsync.cli.main import main
 from tombsync.daemon import agent, crew
+from tombsync.index import SegmentRows
 
 class FailingMailbox(agent.Mailbox):
     def offer_bulk(self, batch):
-        raise RuntimeError("the handler fails")
+        if isinstance(batch, SegmentRows):
+            raise RuntimeError("the handler fails")
+        return super().offer_bulk(batch)
 
 agent.Mailbox = FailingMailbox
 crew.STALLED_AFTER_S = 12.0  # more than any turn takes here: of the watcher, which has the longest, up to 6 s

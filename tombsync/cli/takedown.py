@@ -39,6 +39,11 @@ def takedown() -> None:
     A takedown is made by `tombsync mark --channel … --from … --to …`. While it runs the agent tells what arrives late
     in its span, and hides it at once where it was made with --sticky. It stays on the node where it was made: other
     nodes get the tombstones, and no record of it.
+
+    \b
+    Example
+      tombsync takedown list
+      tombsync takedown end dcdw6
     """
 
 
