@@ -201,6 +201,7 @@ def test_what_came_while_the_agent_was_down_and_a_new_index(agent: AgentProcess)
         path.unlink()
     agent.start()
     wait_for(lambda: is_hidden_for_good(agent, twin), "the twin to be hidden")
+    wait_for(lambda: twin in told(agent), "it to be told")  # the journal has a thread of its own
     assert told(agent).count(twin) == 1
 
 
