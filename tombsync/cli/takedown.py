@@ -141,22 +141,6 @@ def _known_tree(settings: Settings) -> Iterator[int]:
 # -- the audit --------------------------------------------------------------------------------------------------------
 
 
-def tell_begun(records: Records, takedown: Takedown) -> None:
-    """For the command that made it."""
-    text = f"{takedown.actor} took down {_span(takedown)} ({takedown.id}{', sticky' if takedown.sticky else ''})"
-    records.add(
-        Event.TAKEDOWN_BEGUN,
-        text + (f": {takedown.reason}" if takedown.reason else ""),
-        takedown=takedown.id,
-        actor=takedown.actor,
-        channel=takedown.channel,
-        start=time_text(takedown.start_us),
-        end=time_text(takedown.end_us),
-        sticky=int(takedown.sticky),
-        reason=takedown.reason,
-    )
-
-
 def _tell_ended(records: Records, takedown: Takedown) -> None:
     records.add(
         Event.TAKEDOWN_ENDED,

@@ -14,8 +14,6 @@ from tombsync.names import printable
 from tombsync.peers import MANY
 from tombsync.plan import State
 
-FEW = 8
-
 
 class Telling:
     """Of one peer. `add` is the intake's, `tell` the pusher's: a deque needs no lock between them."""
@@ -30,11 +28,6 @@ class Telling:
         """These changed their state in the index just now; a hide may wait behind this call."""
         now_ns = time.time_ns()
         self._untold.extend((now_ns, rows[outcome.marker], outcome, before) for outcome, before in changed)
-
-    @property
-    def has_few(self) -> bool:
-        """Whether there is something to tell, and little."""
-        return 0 < len(self._untold) <= FEW
 
     def tell(self) -> None:
         """Tell of all that was added."""

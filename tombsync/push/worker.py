@@ -27,7 +27,6 @@ from tombsync.work import IDLE_WAIT_S, TRANSACTION_ROWS, WAIT_S, Mailbox
 log = logging.getLogger(__name__)
 
 PING_INTERVAL_S = 30.0  # an idle session is asked something, so that a dead peer shows although nobody marks
-HEAD_START_S = 0.001  # of few, before the journal is told (benchmarks/push.py)
 _GATHER_MS = 2  # answers of a catch-up are taken together, those of some ms (benchmarks/catchup.py)
 
 
@@ -147,8 +146,6 @@ class Pusher:
             self._queue.sweep()
         while self._withdrawals and self._queue.let_go(self._withdrawals[0][0]):
             self._withdrawals.popleft()[1]()
-        if self._telling.has_few and not self._stopped:
-            self._wait(HEAD_START_S)  # what other peers answered at the same time goes into the index first
         self.tell_committed()
         if self._stopped:
             self._wait(WAIT_S)

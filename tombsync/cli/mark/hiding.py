@@ -21,8 +21,8 @@ from tombsync.config import Settings
 from tombsync.index import Reader
 from tombsync.names import Hour, Marked, printable
 from tombsync.plan import State
-from tombsync.timeline import Piece
-from tombsync.tree import Tree, identities
+from tombsync.timeline import Piece, time_text
+from tombsync.tree import Takedown, Tree, identities
 
 _HIDDEN_WITHIN_S = 2.0  # how long to wait for a running agent to say so; it takes about a millisecond
 _LOOK_S = 0.002
@@ -112,6 +112,27 @@ class Hiding:
             return self.reader.markers(hour) if self.reader is not None else ()
         except errors.TombsyncError:
             return ()
+
+    def begin_takedown(self, takedown: Takedown) -> None:
+        """What is hidden from now on belongs to this one, of which a record stands."""
+        self.takedown = takedown.id
+        if self._audit is not None:
+            start, end = time_text(takedown.start_us), time_text(takedown.end_us)
+            why = f": {takedown.reason}" if takedown.reason else ""
+            sticky = ", sticky" if takedown.sticky else ""
+            self._audit.record(
+                Event.TAKEDOWN_BEGUN,
+                f"{takedown.actor} took down {printable(takedown.channel)} from {start} to {end}"
+                f" ({takedown.id}{sticky}){why}",
+                source="command",
+                actor=takedown.actor,
+                takedown=takedown.id,
+                channel=takedown.channel,
+                start=start,
+                end=end,
+                sticky=int(takedown.sticky),
+                reason=takedown.reason,
+            )
 
     def hide(self, marked: Marked, result: Result) -> None:
         """Mark one, and see the running agent hide it. On a dry run only say what would be. Raises TreeRefused."""

@@ -163,5 +163,5 @@ def _keep(hiding: Hiding, moment: Moment, *, sticky: bool, reason: str) -> bool:
         tell_error(exc)
         warn("the takedown is made without its record, so what arrives late in its range will not be told")
         return False
-    hiding.takedown = takedown.id
+    hiding.begin_takedown(takedown)
     return True
