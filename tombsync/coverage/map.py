@@ -32,6 +32,7 @@ WORDS = {
     HOLE: "hole",
     NOTHING: "no hour here",
 }
+_FIRST_HOUR = 24  # 0001-01-01T00, see `names.hour_number`: before it there is nothing that a label could say
 _PAPER, _INK = len(COLOURS), len(COLOURS) + 1
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 30, 46, 34  # pixels around the map: minutes, the last label, title and legend, hours
 _LEAST_WIDTH = 560  # for the legend
@@ -77,7 +78,7 @@ def map_range(first: int | None, end: int | None, last: int) -> tuple[int, int]:
     At most MOST_MAP_HOURS, the last of them.
     """
     high = last + 1 if end is None else end
-    low = max(high - MAP_HOURS, 0) if first is None else first
+    low = max(high - MAP_HOURS, _FIRST_HOUR) if first is None else first
     return max(low, high - MOST_MAP_HOURS), high
 
 
