@@ -103,6 +103,7 @@ def test_another_picture_has_another_tag() -> None:
 def test_which_hours_a_map_shows() -> None:
     assert map_range(None, None, 1000) == (1001 - MAP_HOURS, 1001)
     assert map_range(990, None, 1000) == (990, 1001)
+    assert map_range(None, None, 30) == (24, 31)  # no hour is before the first of the calendar
     assert map_range(None, 900, 1000) == (900 - MAP_HOURS, 900)
     assert map_range(10, 20, 1000) == (10, 20)
     assert map_range(0, 1000, 1000) == (1000 - MOST_MAP_HOURS, 1000)

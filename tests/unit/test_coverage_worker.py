@@ -107,6 +107,18 @@ def test_an_hour_that_changes_all_the_time_rests_in_between(node: Node) -> None:
     assert node.turns(now + 10 + 54 + REST_S) == 1
 
 
+def test_an_hour_in_which_something_was_hidden_does_not_rest(node: Node) -> None:
+    now = time.monotonic()
+    assert node.turns(now) == 0
+    add(node.writer, HOUR, *NAMES[:2], watched=True)
+    assert node.turns(now + 10) == 1
+    add(node.writer, HOUR, NAMES[2], watched=True)
+    assert node.turns(now + 16) == 0
+    hide(node.writer, HOUR, stem_of(0))
+    assert node.turns(now + 22) == 1
+    assert query(node.writer.path, "SELECT tombstoned_us FROM coverage") == [(2_000_000,)]
+
+
 def test_what_settled_between_two_looks_is_found_later(node: Node) -> None:
     now = time.monotonic()
     add(node.writer, HOUR, *NAMES[:3])

@@ -32,11 +32,12 @@ WORDS = {
     HOLE: "hole",
     NOTHING: "no hour here",
 }
+_FIRST_HOUR = 24  # 0001-01-01T00, see `names.hour_number`: before it there is nothing that a label could say
 _PAPER, _INK = len(COLOURS), len(COLOURS) + 1
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 30, 46, 34  # pixels around the map: minutes, the last label, title and legend, hours
 _LEAST_WIDTH = 560  # for the legend
 _TITLE_CHARACTERS = 80
-_LABEL_WIDTH = 36  # pixels that an hour's label takes, the space beside it included
+_LABEL_WIDTH, _DAY_WIDTH = 36, 72  # pixels that the label of an hour or day takes, the space beside it included
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def map_range(first: int | None, end: int | None, last: int) -> tuple[int, int]:
     At most MOST_MAP_HOURS, the last of them.
     """
     high = last + 1 if end is None else end
-    low = max(high - MAP_HOURS, 0) if first is None else first
+    low = max(high - MAP_HOURS, _FIRST_HOUR) if first is None else first
     return max(low, high - MOST_MAP_HOURS), high
 
 
@@ -123,6 +124,7 @@ def _label_hours(pen: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageF
             continue
         day, _, hour = hour_text(number).partition("T")
         pen.text((x - 2, bottom + 5), f"{hour}:00", fill=_INK, font=font)
-        if day != last_day and (number % 24 == 0 or not last_day):
+        next_day = x + (-number % 24 or 24) * COLUMNS
+        if day != last_day and (number % 24 == 0 or (not last_day and next_day - x >= _DAY_WIDTH)):
             pen.text((x - 2, bottom + 18), day, fill=_INK, font=font)
             last_day = day

@@ -48,6 +48,8 @@ class CoverageView:
             if place is None or last is None:
                 return None
             low, high = map_range(first, end, last)
+            if low >= high:  # all that is known was before
+                return None
             rows = self._reader.coverage_rows(place, first=low, end=high, limit=high - low)
         return Map(channel, quality, low, high, {row.number: row.strip for row in rows})
 

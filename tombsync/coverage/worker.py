@@ -22,7 +22,8 @@ from tombsync.tree import Sizes, Tree
 from tombsync.work import IDLE_WAIT_S, WAIT_S, Flush, Mailbox
 
 LOOK_S = IDLE_WAIT_S  # the wait of a worker that is woken for nothing else
-REST_S = 30.0  # a segment arrives every 2 s and quality: its hour is judged once for fifteen of them
+# A segment arrives every 2 s and quality: its hour is judged once for fifteen of them. What is hidden does not wait.
+REST_S = 30.0
 ALL_INTERVAL_S = 600.0  # comparing 100,000 rows takes 0.1 s (benchmarks/coverage.py)
 _SLICE_S = 0.02  # one turn; between turns the worker beats and can stop
 _CHUNK_HOURS = 256
@@ -52,7 +53,7 @@ class CoverageWorker:
         self._pass: Iterator[None] | None = None
         self._next_at = self._all_at = 0.0  # monotonic
         self._last: tuple[Hour, Reach] | None = None
-        self._judged_at: dict[Hour, float] = {}  # monotonic; of hours that rest
+        self._resting: dict[Hour, tuple[float, int]] = {}  # when it was judged (monotonic), and the files hidden then
         self._summed_up = False
         self._woken = threading.Event()
         self.totals: dict[tuple[str, str], Totals] = {}
@@ -83,12 +84,12 @@ class CoverageWorker:
             self._reader = Reader(self._index_path)
         reader, self._last = self._reader, None
         before = self.judged_total
-        self._judged_at = {hour: at for hour, at in self._judged_at.items() if begun - at < REST_S}
+        self._resting = {hour: rest for hour, rest in self._resting.items() if begun - rest[0] < REST_S}
         for hour, made in self._due(reader, every=every):
             if not every:
-                if hour in self._judged_at:
+                if hour in self._resting and self._resting[hour][1] == made.hidden:
                     continue
-                self._judged_at[hour] = begun
+                self._resting[hour] = (begun, made.hidden)
             if not self._judge(reader, hour, made):
                 break  # the writer is far behind: what is left is due at the next look
             yield
