@@ -17,6 +17,7 @@ from tombsync.index import Made, Writer
 from tombsync.timeline import HOUR_US
 from tombsync.web import coverage_blueprint
 from tombsync.web.app import build_app
+from tombsync.web.turns import Turns
 
 PLACE = "channel=desertbus&quality=source"
 DAY = 24
@@ -47,7 +48,7 @@ def client(writer: Writer) -> Iterator[FlaskClient]:
         ready=lambda: True,
         ready_detail=lambda: "",
         stale_after_s=1,
-        blueprints=[coverage_blueprint(hours=view.hours, picture=view.map, draw=draw)],
+        blueprints=[coverage_blueprint(hours=view.hours, picture=view.map, draw=draw, turns=Turns())],
     )
     yield app.test_client()
     view.close()
@@ -135,6 +136,8 @@ def test_a_map_is_a_picture(client: FlaskClient) -> None:
         (f"/api/v1/coverage?{PLACE}&limit=1001", 400),
         (f"/api/v1/coverage?{PLACE}&limit={'9' * 5000}", 400),
         (f"/api/v1/coverage?{PLACE}&limit=-1", 400),
+        (f"/api/v1/coverage?{PLACE}&limit=0000000011999999", 400),
+        (f"/api/v1/coverage?{PLACE}&limit=1{'9' * 30}", 400),
         (f"/api/v1/coverage?{PLACE}&limit=\u0661", 400),
         (f"/api/v1/coverage?{PLACE}&from=yesterday", 400),
         (f"/api/v1/coverage?{PLACE}&from=2019-11-13T04&to=2019-11-13T04", 400),

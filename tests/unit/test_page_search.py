@@ -85,6 +85,7 @@ def test_what_is_asked(text: str, question: object) -> None:
         (f"https://a.example/{HOUR.path}/a%2Fb.ts", BadName),
         (f"https://a.example/{HOUR.path}/a%0Ab.ts", BadName),
         ("45:51" + "x" * search.MOST_CHARACTERS, BadName),
+        ("45:51\udcff", BadName),
     ],
 )
 def test_what_is_not_asked(text: str, error: type[Exception]) -> None:

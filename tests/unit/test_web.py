@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import http.client
 import json
@@ -24,7 +25,7 @@ from tests.support.waiting import wait_for
 from tombsync import precedence
 from tombsync.errors import ListenRefused
 from tombsync.web.app import build_app
-from tombsync.web.server import WebServer
+from tombsync.web.server import WORKERS, WebServer
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -222,6 +223,30 @@ def test_close_does_not_wait_for_a_route_that_is_stuck(serve: Serve) -> None:
         assert read_all(client) == b""
     gate.opened.set()
     assert server.close(WAIT_S)
+
+
+def test_who_asks_on_without_reading_holds_no_worker(serve: Serve) -> None:
+    """And is cut, as what it does not read would be kept for ever."""
+    large = b"x" * 500_000
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [large if environ["PATH_INFO"] == "/large" else b"ok"]
+
+    server = serve(app)
+    greedy = [open_raw(server, b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n" * 100) for _ in range(WORKERS + 1)]
+    for one in greedy:
+        one.settimeout(20)
+        assert one.recv(1) == b"H"  # it is being answered
+    for _ in range(20):
+        assert ask(server, "/small")[0] == 200
+
+    for one in greedy:
+        got = 1
+        with contextlib.suppress(ConnectionResetError), one:
+            while data := one.recv(1 << 20):
+                got += len(data)
+        assert got < 100 * len(large)  # it ended before all was answered
 
 
 def test_close_wakes_a_worker_that_waits_for_a_slow_reader(serve: Serve) -> None:

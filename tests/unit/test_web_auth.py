@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from tests.support.agent import HASH, segment_stem
 from tests.support.index import hide
 from tombsync.errors import BadName
-from tombsync.index import MarksTakenBack, Writer, index_path
+from tombsync.index import Facts, MarksTakenBack, Writer, index_path
 from tombsync.names import Hour, Marked, hour_number, strict_path
 from tombsync.tree import Tree
 from tombsync.web.auth import Auth, segment_of
+from tombsync.web.turns import Turns
 
 HOUR = Hour("desertbus", "source", hour_number("2019-11-13T02"))
 STEM = segment_stem(0)
@@ -127,7 +128,7 @@ class World:
         self.writer = Writer(index_path(str(base / "state")))
         self.auth = Auth(Tree(str(self.root)), index_path(str(base / "state")))
         app = Flask("test")
-        app.register_blueprint(self.auth.blueprint)
+        app.register_blueprint(self.auth.blueprint(Turns()))
         self._client: FlaskClient = app.test_client()
 
     def ask(self, uri: str = URI, **headers: str) -> int:
@@ -221,7 +222,7 @@ def test_an_index_that_cannot_be_read_is_no_answer(tmp_path: Path) -> None:
     path = index_path(str(tmp_path / "state"))
     app = Flask("test")
     auth = Auth(Tree(str(world.root)), path)
-    app.register_blueprint(auth.blueprint)
+    app.register_blueprint(auth.blueprint(Turns()))
     size = os.path.getsize(path)
     with open(path, "r+b") as file:
         file.seek(4096)
@@ -229,3 +230,29 @@ def test_an_index_that_cannot_be_read_is_no_answer(tmp_path: Path) -> None:
     answer = app.test_client().get("/auth", headers={"X-Original-URI": URI})
     auth.close()
     assert answer.status_code == 503
+
+
+def test_what_is_reached_through_a_link_is_not_served(world: World) -> None:
+    """No listing follows a link, and what stands behind it may be hidden under its own name."""
+    (world.directory / f"{STEM}.ts").touch()
+    (world.directory / f"{STEM}.tombstone").touch()
+    (world.root / "link").symlink_to(HOUR.channel)
+    (world.root / HOUR.channel / "linked").symlink_to(HOUR.quality)
+    assert world.ask(URI.replace(f"/{HOUR.channel}/", "/link/")) == 403
+    assert world.ask(URI.replace(f"/{HOUR.quality}/", "/linked/")) == 403
+
+
+def test_another_tree_than_the_known_one_is_no_answer(world: World) -> None:
+    world.writer.apply([Facts({"root": "the-known-one"})])
+    assert world.ask() == 503
+
+
+def test_without_a_turn_there_is_no_answer(world: World) -> None:
+    turns = Turns(most=1, patience_s=0.0)
+    assert turns.take()
+    app = Flask("test")
+    app.register_blueprint(world.auth.blueprint(turns))
+    assert app.test_client().get("/auth", headers={"X-Original-URI": URI}).status_code == 503
+    turns.give_back()
+    for _ in range(3):  # each gives it back
+        assert app.test_client().get("/auth", headers={"X-Original-URI": URI}).status_code == 204

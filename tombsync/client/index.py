@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import TypeVar
 
-from tombsync.errors import IndexDamaged, IndexMissing, StateRefused
+from tombsync.errors import IndexDamaged, IndexMissing, IndexTooOld, StateRefused
 from tombsync.index import Reader, index_path
 
 Answer = TypeVar("Answer")
@@ -29,9 +29,9 @@ class OpenIndex:
         self._files: tuple[int, int, bool] | None = None  # what `_look` saw when `_reader` was opened
 
     def ask(self, question: Callable[[Reader | None], Answer]) -> Answer:
-        """The answer to a short question; it is given None where there is no index, or only one of an older schema.
+        """The answer to a short question; it is given None where there is no index.
 
-        Raises IndexDamaged, IndexTooNew, StateRefused, and what the question raises.
+        Raises IndexDamaged, IndexTooNew, IndexTooOld, StateRefused, and what the question raises.
         """
         for _ in range(_TRIES - 1):
             seen = self._look()
@@ -65,7 +65,9 @@ class OpenIndex:
             if seen is not None:
                 try:
                     self._reader = Reader(self._path)
-                except IndexMissing:  # just being made, or not yet brought up to date
+                except IndexTooOld:  # it knows marks that cannot be read
+                    raise
+                except IndexMissing:  # just being made
                     return None
                 # Opening may have made the log itself: then the next question opens it once more.
                 self._files = seen

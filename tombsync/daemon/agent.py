@@ -220,8 +220,8 @@ class Agent:
             ready_detail=lambda: describe(guard, rescan),
             stale_after_s=STALLED_AFTER_S,
             blueprints=pages.blueprints(
-                lambda _: auth.blueprint,
-                lambda _: coverage_blueprint(hours=view.hours, picture=view.map, draw=draw),
+                auth.blueprint,
+                lambda turns: coverage_blueprint(hours=view.hours, picture=view.map, draw=draw, turns=turns),
                 partial(page_of, settings.node, tree.root, sources, guard, rescan, late, pages.ask),
             ),
         )

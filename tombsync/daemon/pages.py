@@ -100,7 +100,8 @@ class Knowledge(Client):
 
         def ask(reader: Reader | None) -> TombstonePage:
             reader = self._require(reader)
-            top = below if below is not None else reader.newest_marker() + 1
+            newest = reader.newest_marker() + 1
+            top = newest if below is None else min(below, newest)
             above = max(0, top - 1 - _KEYS_A_PAGE)
             rows = reader.marker_rows_since(since_ns, above=above, below=top, limit=limit)
             facts = [

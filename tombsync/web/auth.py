@@ -15,6 +15,7 @@ A segment is hidden by the index or by a tombstone that stands beside it, even i
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import threading
@@ -23,10 +24,11 @@ from urllib.parse import unquote_to_bytes
 from flask import Blueprint, request
 from werkzeug.exceptions import BadRequest, Forbidden, ServiceUnavailable
 
-from tombsync.errors import BadName, IndexDamaged, IndexMissing, RootMissing, StateRefused
+from tombsync.errors import BadName, IndexDamaged, IndexMissing, RootMissing, RootNotBelieved, StateRefused
 from tombsync.index import Reader
 from tombsync.names import TOMBSTONE_SUFFIX, Kind, Marked, classify, is_hour, strict_path, unsafe
-from tombsync.tree import Tree, standing
+from tombsync.tree import Tree, open_below, standing
+from tombsync.web.turns import Turns
 
 URI_HEADER = "X-Original-URI"  # as nginx's own documentation of auth_request calls it
 PREFIX_HEADER = "X-Segments-Prefix"
@@ -63,17 +65,21 @@ def segment_of(uri: str, prefix: str) -> Marked | None:
 
 
 class Auth:
-    """The route `/auth`, in `blueprint`. The reader is shared by the HTTP threads, under `_lock`."""
+    """The route `/auth`. The reader is shared by the HTTP threads, under `_lock`."""
 
     def __init__(self, tree: Tree, index_path: str) -> None:
         """Raises what `index.Reader` does."""
         self._tree = tree
         self._lock = threading.Lock()
         self._reader = Reader(index_path)
-        self.blueprint = Blueprint("auth", __name__)
-        self.blueprint.get("/auth")(self._answer)
 
-    def _answer(self) -> tuple[str, int]:
+    def blueprint(self, turns: Turns) -> Blueprint:
+        """The route, which takes its turns beside the others that read the tree."""
+        blueprint = Blueprint("auth", __name__)
+        blueprint.get("/auth", endpoint="auth")(lambda: self._answer(turns))
+        return blueprint
+
+    def _answer(self, turns: Turns) -> tuple[str, int]:
         uri = request.headers.get(URI_HEADER)
         if not uri:
             raise BadRequest(f"{URI_HEADER} is missing: it is asked about a URI")
@@ -82,10 +88,14 @@ class Auth:
         except BadName as exc:
             raise Forbidden(exc.reason) from exc
         if marked is not None:
+            if not turns.take():
+                raise ServiceUnavailable("the segment tree does not answer")
             try:
                 hidden = self._hidden(marked)
-            except (IndexMissing, IndexDamaged, StateRefused, RootMissing) as exc:
+            except (IndexMissing, IndexDamaged, StateRefused, RootMissing, RootNotBelieved) as exc:
                 raise ServiceUnavailable("the index or the tree cannot be read") from exc
+            finally:
+                turns.give_back()
             if hidden:
                 raise Forbidden("hidden")
         return "", 204
@@ -93,11 +103,12 @@ class Auth:
     def _hidden(self, marked: Marked) -> bool:
         with self._lock:
             row = self._reader.marker(marked)
+            identity: str | None = self._reader.fact("root")
         if row is not None and row.hides:
             return True
-        with self._tree.open_root() as root_fd:
+        with self._tree.open_believed(identity) if identity else self._tree.open_root() as root_fd:
             try:
-                return standing(root_fd, marked).tombstone
+                return _behind_a_link(root_fd, marked) or standing(root_fd, marked).tombstone
             except OSError as exc:
                 reason = f"cannot be read in {marked.hour.path}: {os.strerror(exc.errno or 0)}"
                 raise RootMissing(self._tree.root, reason) from exc
@@ -106,3 +117,15 @@ class Auth:
         """Close the reader."""
         with self._lock:
             self._reader.close()
+
+
+def _behind_a_link(root_fd: int, marked: Marked) -> bool:
+    """Whether a link stands in its way: no listing follows it, and what it leads to may be hidden by its own name."""
+    try:
+        os.close(open_below(root_fd, marked.hour.channel, marked.hour.quality, marked.hour.text))
+    except OSError as exc:
+        if exc.errno in (errno.ENOTDIR, errno.ELOOP):
+            return True
+        if exc.errno != errno.ENOENT:
+            raise
+    return False

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from flask import Blueprint, Response, abort, jsonify, request
-from werkzeug.wrappers import Response as BaseResponse
 
 from tombsync.errors import BadName, BadTime
 from tombsync.names import strict_hour
 from tombsync.timeline import HOUR_US, parse_time
+from tombsync.web.asking import in_turn
+from tombsync.web.turns import Turns
 
 MOST_HOURS = 1000  # of a page: 0.3 MB of JSON, made in 10 ms
+_LIMIT_PATTERN = re.compile(r"[0-9]{1,4}", re.ASCII)
 _ANY_HOUR = "2000-01-01T00"  # makes channel and quality an Hour, of which only these two are looked at
 
 
@@ -30,6 +33,7 @@ def coverage_blueprint(
     hours: Callable[[str, str, int | None, int | None, int], dict[str, Any] | None],
     picture: Callable[[str, str, int | None, int | None], Picture | None],
     draw: Callable[[Any], bytes],
+    turns: Turns,
 ) -> Blueprint:
     """The routes. `hours` gives a page of at most so many hours, `picture` what a map shows, each for channel, quality,
     first hour and the hour before which to end (None: all); None where nothing is known of the place. `draw` makes the
@@ -38,10 +42,11 @@ def coverage_blueprint(
     blueprint = Blueprint("coverage", __name__)
 
     @blueprint.get("/api/v1/coverage")
-    def coverage_hours() -> BaseResponse:
+    @in_turn(turns)
+    def coverage_hours() -> Response:
         channel, quality = (request.args.get(key, "") for key in ("channel", "quality"))
         limit = request.args.get("limit", str(MOST_HOURS))
-        if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= MOST_HOURS):
+        if not _LIMIT_PATTERN.fullmatch(limit) or not 1 <= int(limit) <= MOST_HOURS:
             abort(400, f"limit: a number from 1 to {MOST_HOURS}")
         found = hours(*_place(channel, quality), *_range(), int(limit))
         if found is None:
@@ -50,7 +55,8 @@ def coverage_blueprint(
         return _with_tag(answer, hashlib.blake2b(answer.get_data(), digest_size=16).hexdigest())
 
     @blueprint.get("/coverage/<channel>/<quality>.png")
-    def coverage_map(channel: str, quality: str) -> BaseResponse:
+    @in_turn(turns)
+    def coverage_map(channel: str, quality: str) -> Response:
         asked = picture(*_place(channel, quality), *_range())
         if asked is None:
             abort(404, "no hour of this channel and quality is known here")
@@ -88,8 +94,9 @@ def _range() -> tuple[int | None, int | None]:
     return first, end
 
 
-def _with_tag(answer: Response, tag: str) -> BaseResponse:
+def _with_tag(answer: Response, tag: str) -> Response:
     """Let clients keep it, and ask each time whether it is still the same."""
     answer.set_etag(tag)
     answer.headers["Cache-Control"] = "no-cache"
-    return answer.make_conditional(request)
+    answer.make_conditional(request)  # in place
+    return answer

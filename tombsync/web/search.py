@@ -62,6 +62,14 @@ class Answer(NamedTuple):
     hint: str = ""
 
 
+def _require_unicode(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        reason = "a beginning that is not UTF-8 cannot be looked for: name the whole path"
+        raise BadName(text, reason) from None
+
+
 def read_question(text: str, root: str) -> Marked | Moment | Beginning:
     """What one line asks for. `root` is that of the tree. Raises BadName, BadTime, OutsideRoot."""
     text = text.strip()
@@ -72,6 +80,7 @@ def read_question(text: str, root: str) -> Marked | Moment | Beginning:
     if "/" in text:
         return locate(text, root=root, cwd="/")
     if _STEM_BEGINS.fullmatch(text):
+        _require_unicode(text)
         return Beginning(classify(text)[1])
     if _LOOKS_LIKE_A_TIME.fullmatch(text):
         return Moment(parse_time(text))

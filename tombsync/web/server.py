@@ -29,6 +29,7 @@ WORKERS = 4
 CLOSE_TIMEOUT_S = 2.0
 UNIX_MODE = 0o660  # the group is that of whoever may read, a web server for example
 LOOP_WAIT_S = 5.0  # of an idle loop, which is woken for all it does (benchmarks/idle.py)
+MOST_UNREAD_BYTES = 4 * 1024 * 1024  # of answers: at 16 MiB (waitress's watermark) a worker waits for the reader
 _BACKLOG = 128
 _POLL_S = 0.01
 
@@ -185,12 +186,26 @@ class _Channel(HTTPChannel):  # type: ignore[misc] # waitress is not annotated
         return taken
 
     def service(self) -> None:
-        """Runs in a worker: answer what was asked."""
+        """Runs in a worker: answer what was asked. Who asks on without reading is cut: a worker would wait for it."""
+        if self.total_outbufs_len > MOST_UNREAD_BYTES:
+            with self.requests_lock:
+                unanswered = list(self.requests)
+                self.requests.clear()
+            for one in unanswered:
+                one.close()
+            self.will_close = True
+            self.server.trigger.pull_trigger(self._cut)
+            return
         try:
             super().service()
         finally:
             if not self.requests:
                 precedence.release(self)
+
+    def _cut(self) -> None:
+        """Runs in the loop: its socket may never be writable again."""
+        if self.connected:
+            self.handle_close()
 
     def handle_close(self) -> None:
         """Runs in the loop, at the end."""
