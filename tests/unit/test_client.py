@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.archive import Archive
-from tests.support.index import BAD_UTF8, HASH, HOUR, NEXT_HOUR, ODD_NAMES, said, start_python, stem_of
+from tests.support.index import BAD_UTF8, HASH, HOUR, NEXT_HOUR, ODD_NAMES, database, said, start_python, stem_of
 from tests.support.trees import listed, need_root
 from tombsync import errors
 from tombsync.client import Client, OpenIndex, open_client
@@ -287,6 +287,18 @@ with Client(sys.argv[1], sys.argv[2]) as client:
         names, from_index = client.hour_names(*line.split())
         print("index" if from_index else "directory", *names, flush=True)
 """
+
+
+def test_an_index_of_before_is_told_and_not_passed_over(archive: Archive, client: Client) -> None:
+    """It knows marks that this tombsync cannot read yet."""
+    archive.make(HOUR, "a.ts", "b.ts")
+    archive.settle(HOUR)
+    archive.hide(HOUR, "b")
+    with database(Path(index_path(str(archive.state_dir)))) as connection:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        connection.execute(f"PRAGMA user_version = {version - 1}")
+    with pytest.raises(errors.IndexTooOld):
+        read(client)
 
 
 def test_an_account_of_the_group_reads_on_while_agents_come_and_go() -> None:
