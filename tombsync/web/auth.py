@@ -6,7 +6,7 @@ The web server sends the URI as its client wrote it in `X-Original-URI`, and whe
 - 204: the segment is visible, or what is asked for is nothing that a tombstone could hide: a directory, a file outside
   of the hour directories;
 - 403: it is hidden, or not to be served: a tombstone, a name that begins with a dot, what is reached through a linked
-  directory (no listing follows one, and what is behind it may be hidden by its own name), whatever else no archive lists
+  directory (no listing follows one, and what is behind it may be hidden by its name), whatever else no archive lists
   in an hour directory, a URI outside of the prefix or one that cannot be read as a path;
 - 400: without `X-Original-URI`;
 - 503: it cannot be told, as the index or the tree cannot be read. A web server refuses then.
