@@ -108,6 +108,10 @@ class Node:
         told = [record for record in self.agent.records(event) if not perhaps_told_before(record)]
         return Counter(record["TOMBSYNC_SEGMENT"].rpartition("/")[2] for record in told)
 
+    def told_at_all(self, event: str) -> set[str]:
+        """The stems of which there is any record of an event."""
+        return {record["TOMBSYNC_SEGMENT"].rpartition("/")[2] for record in self.agent.records(event)}
+
     def placed(self) -> Counter[str]:
         """How often peers tried to create each tombstone here, by stem."""
         names = (Path(path).name for path in PLACED.findall(self.requests.read_text(errors="replace")))
@@ -288,7 +292,9 @@ def test_restarts_in_the_middle_of_a_burst_lose_nothing(network: Network, number
     for node in nodes:
         wait_for(partial(node.hides, marked), f"{node.name} to hide all 300")
     wait_for(lambda: a.counts("b") == c.counts("b") == b.counts("a") == b.counts("c") == {State.CONFIRMED: 300})
+    every = {one.stem for one in marked}
     for node in nodes:
+        wait_for(lambda node=node: node.told_at_all("hidden") == every, "all to be told")  # type: ignore[misc]
         assert max(node.told("hidden").values()) == 1
 
 
