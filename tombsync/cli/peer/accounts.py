@@ -53,9 +53,11 @@ def _user_of_unit() -> str | None:
     if not runs_systemd():
         return None
     try:
-        return run_program("systemctl", "show", "--property=User", "--value", UNIT).strip() or None
+        said = run_program("systemctl", "show", "--property=User", UNIT)
     except errors.ProgramFailed:
         return None
+    users = [line.removeprefix("User=") for line in said.splitlines() if line.startswith("User=")]
+    return next(filter(None, users), None)
 
 
 def _owner_but_root(path: str) -> str | None:
