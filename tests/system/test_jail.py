@@ -433,10 +433,9 @@ def test_no_socket_of_the_machine_can_be_reached(jail: Jail, unchanged: None, tm
             client(jail, "-N", "-L", f"{here}:{there}", AT), stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         try:
-            wait_for(here.exists, "the client to listen")
             with socket.socket(socket.AF_UNIX) as probe:
                 probe.settimeout(20)
-                probe.connect(str(here))
+                wait_for(lambda: probe.connect_ex(str(here)) == 0, "the client to listen")  # the name is there before
                 with contextlib.suppress(ConnectionResetError):
                     assert probe.recv(1) == b""
         finally:
