@@ -226,12 +226,12 @@ def warm_find(root: Path, repeats: int = 3) -> float:
     return min(measure(lambda: subprocess.run(command, stdout=subprocess.DEVNULL, check=True)) for _ in range(repeats))
 
 
-def rss_mib(pid: int) -> float:
-    """Resident memory of a process."""
+def rss_mb(pid: int) -> float:
+    """Resident memory of a process, in 10^6 bytes."""
     with open(f"/proc/{pid}/status", encoding="ascii") as file:
         for line in file:
             if line.startswith("VmRSS"):
-                return int(line.split()[1]) / 1024
+                return int(line.split()[1]) * 1024 / 1e6
     return 0.0
 
 

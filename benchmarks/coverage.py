@@ -19,7 +19,7 @@ from benchmarks.common import (
     measure,
     parser,
     percentile,
-    rss_mib,
+    rss_mb,
     spread,
     work_directory,
 )
@@ -46,13 +46,13 @@ def main() -> None:
         root = trees.kept(base, options.hours, options.per_hour, hard_links=options.hard_links)
         await_fast_creates(base)
         with judging(base, root, options.hours) as (agent, watch, begun):
-            before_mib = rss_mib(agent.pid)
+            before_mb = rss_mb(agent.pid)
             taken = scrapes(agent, _MOST, Seldom(watch))
             await_true(lambda: not watch(), "all to be judged")
             report.add("judged", f"{options.hours * options.per_hour / (time.monotonic() - begun):.0f} segments/s")
             p99 = percentile(taken, 0.99)
             report.add("GET /metrics meanwhile", spread(taken), must="p99 <= 50 ms", ok=p99 <= 0.050)
-            memory(report, agent, before_mib)
+            memory(report, agent, before_mb)
         with judging(base, root, options.hours) as (agent, watch, _):
             commits = CommitWatch(agent.state_dir)
             hides = touches(fresh_hour(root), commits, _MOST, prefix="c", while_=Seldom(watch))
@@ -62,12 +62,12 @@ def main() -> None:
         if options.many_hours:
             many = trees.kept(base, options.many_hours, _MANY_PER_HOUR, hard_links=True)
             with judging(base, many, options.many_hours) as (agent, watch, begun):
-                before_mib = rss_mib(agent.pid)
+                before_mb = rss_mb(agent.pid)
                 await_true(lambda: not watch(), "all to be judged", within_s=3600, pause_s=0.2)
                 report.add(f"judged, {options.many_hours} hours", f"{time.monotonic() - begun:.1f} s")
-                growth_mib = rss_mib(agent.pid) - before_mib
-                figure, bounded = f"RSS growth, {options.many_hours} hours", growth_mib <= 10
-                report.add(figure, f"{growth_mib:.1f} MiB", must="<= 10 MiB", ok=bounded)
+                growth_mb = rss_mb(agent.pid) - before_mb
+                figure, bounded = f"RSS growth, {options.many_hours} hours", growth_mb <= 10
+                report.add(figure, f"{growth_mb:.1f} MB", must="<= 10 MB", ok=bounded)
     report.close()
 
 
@@ -92,18 +92,18 @@ class Unjudged:
         return bool(judged < self._hours)
 
 
-def memory(report: Report, agent: AgentProcess, before_mib: float) -> None:
+def memory(report: Report, agent: AgentProcess, before_mb: float) -> None:
     """What judging takes, and then drawing a map for the first time, which imports the library that draws."""
-    after_mib = rss_mib(agent.pid)
-    both = f"{before_mib:.0f} and {after_mib:.0f} MiB"
-    report.add("RSS, not judged and judged", both, must="<= 90 MiB", ok=after_mib <= 90)
+    after_mb = rss_mb(agent.pid)
+    both = f"{before_mb:.0f} and {after_mb:.0f} MB"
+    report.add("RSS, not judged and judged", both, must="<= 90 MB", ok=after_mb <= 90)
     path = "/coverage/desertbus/source.png"
     first_s = measure(lambda: agent.fetch(path))
     again_s = [measure(lambda: agent.fetch(path)) for _ in range(50)]
     report.add("a map of a week, the first", f"{first_s * 1e3:.0f} ms")
     report.add("a map of a week, each other", spread(again_s))
-    drawn_mib = rss_mib(agent.pid)
-    report.add("RSS after maps", f"{drawn_mib:.0f} MiB", must="<= 90 MiB", ok=drawn_mib <= 90)
+    drawn_mb = rss_mb(agent.pid)
+    report.add("RSS after maps", f"{drawn_mb:.0f} MB", must="<= 90 MB", ok=drawn_mb <= 90)
 
 
 if __name__ == "__main__":

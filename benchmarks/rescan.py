@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import trees
-from benchmarks.common import Report, await_true, measure, parser, percentile, rss_mib, warm_find, work_directory
+from benchmarks.common import Report, await_true, measure, parser, percentile, rss_mb, warm_find, work_directory
 from tests.support.agent import AgentProcess
 from tests.support.waiting import wait_for
 from tombsync.index import index_path
@@ -62,7 +62,7 @@ def main() -> None:
             await_end(agent, RescanKind.FULL, 0)
             steady(report, agent, root, options.rounds, options.hours)
             listing(report, agent)
-            report.add("RSS", f"{rss_mib(agent.pid):.0f} MiB")
+            report.add("RSS", f"{rss_mb(agent.pid):.0f} MB")
             begun = time.monotonic()
             agent.stop(60)
             agent.start(within_s=600)

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from benchmarks import trees
-from benchmarks.common import Report, cpu_seconds, parser, rss_mib, touch, work_directory
+from benchmarks.common import Report, cpu_seconds, parser, rss_mb, touch, work_directory
 from benchmarks.hide import new_agent
 from tests.support.agent import AgentProcess, peer_table
 from tests.support.sshd import Sshd
@@ -73,7 +73,7 @@ def main() -> None:
             while (elapsed := time.monotonic() - begun) < options.minutes * 60:
                 touched += churn(agent, server, turn)
                 turn += 1
-                samples.append((elapsed, rss_mib(pid), descriptors(pid)))
+                samples.append((elapsed, rss_mb(pid), descriptors(pid)))
                 time.sleep(0.5)
             warm = [s for s in samples if s[0] >= options.minutes * 60 * _WARM_SHARE]
             tenth = max(1, len(warm) // 10)
@@ -82,8 +82,8 @@ def main() -> None:
             growth = (last - first) / first
             report.add("minutes", options.minutes)
             report.add("rounds, tombstones", f"{turn}, {touched}")
-            report.add("RSS after warming up", f"{first:.1f} MiB")
-            report.add("RSS at the end", f"{last:.1f} MiB")
+            report.add("RSS after warming up", f"{first:.1f} MB")
+            report.add("RSS at the end", f"{last:.1f} MB")
             report.add("RSS growth", f"{growth * 100:.1f} %", must="< 5 %", ok=growth < 0.05)
             third = max(1, len(warm) // 3)  # in which the peer is up and down at least once
             opened, still_open = (max(s[2] for s in part) for part in (warm[:third], warm[-third:]))

@@ -16,7 +16,7 @@ RANKS = {
     **dict.fromkeys(["errors"], 0),
     **dict.fromkeys(["names"], 1),
     **dict.fromkeys(["plan", "config", "work", "precedence", "timeline"], 2),
-    **dict.fromkeys(["index", "peers", "tree", "audit", "metrics", "confine", "notify"], 3),
+    **dict.fromkeys(["index", "peers", "tree", "audit", "metrics", "confine", "memory", "notify"], 3),
     **dict.fromkeys(
         ["watch", "intake", "rescan", "push", "inbox", "guard", "web", "proof", "takedown", "coverage", "client"], 4
     ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from tombsync.cli.common import Place, place_options
@@ -24,6 +26,8 @@ def run(place: Place, listen: str | None, node: str | None, require_confinement:
     Example: without any settings file, for a first look
       tombsync run --root /segments
     """
+    # paramiko takes it for the commands in an ssh_config, which nobody reads here: 5 MB (benchmarks/idle.py).
+    sys.modules.setdefault("invoke", None)  # type: ignore[arg-type]
     from tombsync.daemon import Agent
 
     def load() -> Settings:

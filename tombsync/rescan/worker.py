@@ -18,6 +18,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
+from tombsync import memory
 from tombsync.audit import Audit, Event
 from tombsync.errors import RootMissing, RootNotBelieved
 from tombsync.index import Facts, HourRow, Reader
@@ -249,6 +250,8 @@ class Rescan:
             f"rescan_{kind.value}_unreadable": unreadable,
         }
         self._mailbox.put_urgent(Facts({"rescan_kind": None, **ended}))
+        if kind is RescanKind.FULL or not self.first_done.is_set():
+            memory.give_back()
         if kind is not RescanKind.SETTLE:
             text = f"{kind.value} rescan completed in {took_s:.1f} s"
             if unreadable:
