@@ -122,17 +122,13 @@ def through_agent(base: Path, servers: list[Sshd], count: int, bare: Bare) -> tu
         for number in range(count):
             begun = touch(directory / f"t{number}.tombstone")
             placed.append(arrivals.wait(f"t{number}.tombstone") - begun)
-            confirmed.append(commits.wait_until(partial(_all_confirmed, commits, 2 * (number + 1))) - begun)
+            confirmed.append(commits.wait_until(partial(commits.is_confirmed, number + 1)) - begun)
             time.sleep(_PAUSE_S)
             bare.once()
             time.sleep(_PAUSE_S)
         commits.close()
         arrivals.close()
     return placed, confirmed
-
-
-def _all_confirmed(commits: CommitWatch, count: int) -> bool:
-    return commits.confirmed() >= count
 
 
 def through_lsyncd(base: Path, server: Sshd, delay_s: int, count: int) -> list[float]:

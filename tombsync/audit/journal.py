@@ -187,9 +187,10 @@ class Audit:
                 self._dropped += 1
                 self._unreported += 1
             else:
+                if not self._queue:  # else it is awake, or lingers, and would be woken for nothing
+                    self._condition.notify()
                 self._queue.append(entry)
                 self._accepted += 1
-                self._condition.notify()
             return self._accepted
 
     def wait_written(self, accepted: int, timeout_s: float) -> bool:
