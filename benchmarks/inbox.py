@@ -27,6 +27,7 @@ from tests.faults import hostile_inbox
 from tests.support.agent import AgentProcess, peer_table
 from tests.support.inbox import ReceivingNode, account_of
 from tests.support.relay import Relay
+from tests.support.sshd import Sshd
 from tombsync.index import index_path
 from tombsync.names import Hour
 from tombsync.plan import State
@@ -56,7 +57,7 @@ def up(agent: AgentProcess, *peers: str) -> None:
 def hidden(report: Report, base: Path, touches: int, rtt_ms: float, must: str, limit_s: float) -> None:
     """Seconds from a touch on A until both others have committed that it is hidden."""
     with ExitStack() as stack:
-        nodes = [ReceivingNode(stack, name, [_SENDER]) for name in ("node-b", "node-c")]
+        nodes = [ReceivingNode(stack, name, [_SENDER], kept_below=base) for name in ("node-b", "node-c")]
         relays = [stack.enter_context(Relay((node.server.host, node.server.port))) for node in nodes]
         for node, relay in zip(nodes, relays, strict=True):
             prepare(node)
@@ -84,12 +85,13 @@ def hidden(report: Report, base: Path, touches: int, rtt_ms: float, must: str, l
 
 def catch_up(base: Path, count: int, rtt_ms: float, delivery: str) -> float:
     """Seconds until all are confirmed, from the moment that a stalled session goes on; the peer has an agent."""
+    await_fast_creates(base)
     with ExitStack() as stack:
-        node = ReceivingNode(stack, "node-b", [_SENDER], settings="quota_per_hour = 1000000")
+        node = ReceivingNode(stack, "node-b", [_SENDER], settings="quota_per_hour = 1000000", kept_below=base)
         prepare(node)
         relay = stack.enter_context(Relay((node.server.host, node.server.port)))
         if delivery == "tree":
-            node = with_tree(stack, node)
+            node.server = stack.enter_context(Sshd(kept_below=base))  # by which the tree itself can be written
             relay = stack.enter_context(Relay((node.server.host, node.server.port)))
         node.agent.start()
         relay.set_delay(rtt_ms / 2e3)
@@ -116,14 +118,6 @@ def catch_up(base: Path, count: int, rtt_ms: float, delivery: str) -> float:
             taken_s = time.monotonic() - begun
             connection.close()
         return taken_s
-
-
-def with_tree(stack: ExitStack, node: ReceivingNode) -> ReceivingNode:
-    """The same node behind a server by which the tree itself can be written."""
-    from tests.support.sshd import Sshd
-
-    node.server = stack.enter_context(Sshd())
-    return node
 
 
 def hostile(report: Report, base: Path, count: int) -> None:

@@ -14,7 +14,7 @@ from itertools import takewhile
 from tombsync import precedence
 from tombsync.audit import Audit, Event
 from tombsync.errors import IndexDamaged, StateRefused
-from tombsync.index import Hidden, SegmentRows, Writer
+from tombsync.index import Hidden, MarkersForgotten, MarksTakenBack, SegmentRows, Writer
 from tombsync.metrics import Metrics
 from tombsync.names import Hour, Marked, printable
 from tombsync.plan import Breaker
@@ -23,6 +23,7 @@ from tombsync.work import IDLE_WAIT_S, TRANSACTION_ROWS, WAIT_S, Batch, Mailbox,
 
 TELL_OF_MASS_INTERVAL_S = 60.0
 _WRITTEN_WITHIN_S = 0.5  # at the end: what the journal has by then is not told again at the next start
+_MOST_TO_BE_PLACED = 50_000  # what stood in the tree already is never told of
 MISSED_AFTER_S = 1.0  # a rescan can list a tombstone a moment before its event is read
 
 # So few are told a moment later: what the pushers have to do for them is short, and somebody waits for it
@@ -76,6 +77,9 @@ class Intake:
         self._telling_again: deque[tuple[int, int]] = deque()
         self._telling: deque[tuple[int, int]] = deque()
         self._stuck: list[Sighting] | list[Batch] = []
+        # Came by an inbox, and the watcher has not told of them yet. Each is in the index, or about to be: emptied
+        # before anything is forgotten there.
+        self._to_be_placed: set[Marked] = set()
         self._told_of_refusal = False
         self._unwatched: dict[Marked, float] = {}  # first seen by a rescan -> when it counts as missed, by rising time
         self._stopped = threading.Event()
@@ -95,6 +99,8 @@ class Intake:
             if isinstance(work[0], Sighting):
                 self._hide(work)
             else:
+                if any(isinstance(batch, MarkersForgotten | MarksTakenBack) for batch in work):
+                    self._to_be_placed.clear()
                 self._writer.apply(work)
                 self._tell_of_segments(work)
         except StateRefused as exc:
@@ -119,8 +125,8 @@ class Intake:
                 self._on_segments(batch.hour, batch.add)
 
     def _hide(self, sightings: Sequence[Sighting]) -> None:
-        seen = [(sighting, self._sight(sighting)) for sighting in sightings]
-        news = self._writer.hide(seen, time.time_ns(), self._breaker)
+        seen = [(sighting, self._sight(sighting)) for sighting in sightings if not self._is_our_own(sighting)]
+        news = self._writer.hide(seen, time.time_ns(), self._breaker) if seen else []
         committed_ns = time.monotonic_ns()
         if not self._mailbox.sightings_wait:
             precedence.release(precedence.HIDE)
@@ -143,6 +149,17 @@ class Intake:
             for sighting in sightings:
                 if sighting.source is Source.WATCH:  # it had only not come to tell
                     self._unwatched.pop(sighting.marked, None)
+
+    def _is_our_own(self, sighting: Sighting) -> bool:
+        """Whether the watcher tells of what the inbox worker has just put into the tree: the index knows of it."""
+        if sighting.source is Source.INBOX:
+            if len(self._to_be_placed) >= _MOST_TO_BE_PLACED:
+                self._to_be_placed.clear()
+            self._to_be_placed.add(sighting.marked)
+        elif sighting.source is Source.WATCH and not sighting.directory and sighting.marked in self._to_be_placed:
+            self._to_be_placed.remove(sighting.marked)
+            return True
+        return False
 
     def _sight(self, sighting: Sighting) -> Sight:
         sight = self._tree.sight(sighting.marked)

@@ -20,6 +20,7 @@ from tests.support.sshd import Sshd
 from tests.support.trees import need_root
 
 REQUESTS = "open,close,lstat"
+_OPTIONS = "size=64k,nr_inodes=12000,nosuid,nodev,noexec"  # of an inbox that is mounted, as `peer add` says
 
 
 def account_of(sender: str) -> str:
@@ -47,14 +48,29 @@ def run(*command: str) -> None:
 
 
 class ReceivingNode:
-    """The tree, the jail, the sshd and the agent of one node. Needs root; everything is gone when the stack ends."""
+    """The tree, the jail, the sshd and the agent of one node. Needs root; everything is gone when the stack ends.
 
-    def __init__(self, stack: ExitStack, name: str, senders: Sequence[str], *, settings: str = "") -> None:
+    `kept_below`: make its directories there and leave them, as for `Sshd`; then each inbox is also the small file
+    system of its own that `tombsync peer add` makes of it, where creating and removing costs the disk nothing.
+    """
+
+    def __init__(
+        self,
+        stack: ExitStack,
+        name: str,
+        senders: Sequence[str],
+        *,
+        settings: str = "",
+        kept_below: Path | None = None,
+    ) -> None:
         need_root()
         self.name = name
         self.senders = list(senders)
-        self.base = Path(tempfile.mkdtemp(prefix="tombsync-jail-"))
-        stack.callback(shutil.rmtree, self.base, ignore_errors=True)
+        self.base = Path(tempfile.mkdtemp(prefix="tombsync-jail-", dir=kept_below))
+        if kept_below is None:
+            stack.callback(shutil.rmtree, self.base, ignore_errors=True)
+        else:
+            kept_below.chmod(0o711)
         self.base.chmod(0o711)  # the accounts pass through
         self.root = self.base / "tree"
         self.root.mkdir()
@@ -66,12 +82,16 @@ class ReceivingNode:
             uid = make_account(stack, account_of(sender))
             box = self.inbox(sender)
             box.mkdir()
+            if kept_below is not None:
+                run(need("mount"), "-t", "tmpfs", "-o", _OPTIONS, "tmpfs", str(box))
+                stack.callback(run, need("umount"), "--lazy", str(box))
             os.chown(box, os.getuid(), pwd.getpwuid(uid).pw_gid)
             box.chmod(0o730)
         self._shown = False
         stack.callback(self.unmount)
         self.mount()
-        self.server = stack.enter_context(Sshd(sftp_args=f"-d {self.jail}/inbox/%u -u 0077 -p {REQUESTS}"))
+        sftp_args = f"-d {self.jail}/inbox/%u -u 0077 -p {REQUESTS}"
+        self.server = stack.enter_context(Sshd(sftp_args=sftp_args, kept_below=kept_below))
         self.server.directory.chmod(0o711)  # sshd reads the authorized keys as the account that logs in
         self.server.authorized_keys_path.chmod(0o644)
         self.agent = AgentProcess(self.base, node=name, root=self.root)

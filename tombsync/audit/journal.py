@@ -332,4 +332,7 @@ def _in_words(node: str, entry: _Entry) -> Record:
         key = "TOMBSYNC_" + _FIELD_FORBIDDEN.sub("_", name.upper())
         fields.setdefault(key[:_FIELD_CHARACTERS], str(entry.extra[name]))
     time_text = datetime.fromtimestamp(entry.at, UTC).isoformat(timespec="microseconds")
-    return Record(time_text, {key: printable(value) for key, value in fields.items() if value is not None})
+    told = {key: value for key, value in fields.items() if value is not None}
+    if not "".join(told.values()).isprintable():  # at once, as a burst has thousands of records
+        told = {key: printable(value) for key, value in told.items()}
+    return Record(time_text, told)

@@ -11,6 +11,7 @@ from inotify_simple import INotify, flags
 from tombsync.inbox.box import Box
 
 _MASK = flags.CREATE | flags.MOVED_TO | flags.ONLYDIR
+_OVERFLOW, _IGNORED = int(flags.Q_OVERFLOW), int(flags.IGNORED)  # a flag asked of an event costs as much as reading it
 
 
 class Watching:
@@ -43,14 +44,14 @@ class Watching:
     def see_events(self) -> None:
         """Mark the boxes into which something came; all where the kernel dropped events."""
         for event in self._inotify.read(timeout=0):
-            if event.mask & flags.Q_OVERFLOW:
+            if event.mask & _OVERFLOW:
                 for box in self._watched.values():
                     box.changed = True
                 continue
             watched = self._watched.get(event.wd)
             if watched is not None:
                 watched.changed = True
-                if event.mask & flags.IGNORED:
+                if event.mask & _IGNORED:
                     del self._watched[event.wd]
                     self._watched_as.pop(watched.path, None)
 

@@ -137,7 +137,7 @@ def tombstone_name(stem: str) -> str:
     Raises BadName where the name would be too long to exist (a stem of more than 245 bytes).
     """
     name = stem + TOMBSTONE_SUFFIX
-    if len(os.fsencode(name)) > MAX_NAME_BYTES:
+    if (len(name) if name.isascii() else len(os.fsencode(name))) > MAX_NAME_BYTES:
         raise BadName(stem, f"its tombstone's name would be longer than {MAX_NAME_BYTES} bytes")
     return name
 
@@ -246,6 +246,8 @@ def strict_marked(hour: Hour, name: str) -> Marked:
     if reason := unsafe(name):
         raise BadName(name, reason)
     kind, stem = classify(name)
+    if kind is Kind.TOMBSTONE:  # a stem of which all of this is true already
+        return Marked(hour, stem)
     if kind is Kind.MISTAKE:
         stem = classify(stem)[1]
     if reason := unsafe(stem):

@@ -13,7 +13,7 @@ import stat
 import time
 from contextlib import suppress
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 import paramiko
 
@@ -36,8 +36,21 @@ _LATEST_LOOK_S = 0.5
 _UNTAKEN = "in its inbox, and its agent has not taken it yet"
 
 
+class _Look(NamedTuple):
+    """Two requests in one round trip: whether the name is gone, and what the view has by then.
+
+    Whichever the server answers first: the tombstone stands before the name goes, and stays.
+    """
+
+    name: bytes
+    path: bytes
+
+
 class InboxSession(SftpSession):
     """A session that offers tombstones and looks whether they were taken; a job may wait for the time of a look."""
+
+    # As in the tree; but a name that was taken away keeps its inode of the inbox until its handle is closed.
+    MOST_HANDLES = _MOST_UNTAKEN
 
     def __init__(
         self, peer: str, root: str, transport: paramiko.Transport, channel: paramiko.Channel, *, node: str
@@ -47,6 +60,7 @@ class InboxSession(SftpSession):
         self._node = node
         self._looks: list[tuple[float, int, Steps]] = []  # a heap: when (monotonic), in which order
         self._looks_planned = 0
+        self._looking = 0  # whose requests are on their way
         self._first_look_s = _FIRST_LOOK_S
         self._served: set[tuple[str, str]] = set()  # places that were seen in the view
 
@@ -54,7 +68,7 @@ class InboxSession(SftpSession):
 
     @property
     def _parked(self) -> int:
-        return len(self._looks)
+        return len(self._looks) + self._looking
 
     def room(self, waiting: int, *, fresh: bool = False) -> int:
         """How many of `waiting` jobs to submit now; of `fresh` ones a few also where a backlog fills the inbox."""
@@ -64,17 +78,33 @@ class InboxSession(SftpSession):
     def due_in_s(self) -> float:
         """Seconds until the next look, or until a handle is closed."""
         due_s = super().due_in_s()
-        return max(0.0, min(due_s, self._looks[0][0] - time.monotonic())) if self._looks else due_s
+        if not self._looks or self._looking >= self._window:  # then an answer comes first
+            return due_s
+        return max(0.0, min(due_s, self._looks[0][0] - time.monotonic()))
 
     def _begin_due(self) -> None:
+        # They hold no file of the server, and so have a window beside the one of what is being placed.
         now = time.monotonic()
-        while self._looks and self._looks[0][0] <= now:
+        while self._looks and self._looks[0][0] <= now and self._looking < self._window:
             _, _, steps = heapq.heappop(self._looks)
+            self._looking += 1
             self._advance(steps, wire.Reply(wire.OK))
 
     def _wait_for(self, steps: Steps, wanted: Any) -> None:
+        if isinstance(wanted, _Look):
+            replies: dict[bytes, wire.Reply] = {}
+            for path in wanted:
+                self._advance(self._half_of(wanted, path, replies, steps), None)
+            return
         self._looks_planned += 1
         heapq.heappush(self._looks, (time.monotonic() + wanted, self._looks_planned, steps))
+
+    def _half_of(self, look: _Look, path: bytes, replies: dict[bytes, wire.Reply], steps: Steps) -> Asking[Any]:
+        """One of the two requests; the later answer goes on with the job."""
+        replies[path] = yield (wire.lstat, path)
+        if len(replies) == len(look):
+            self._looking -= 1
+            self._advance(steps, (replies[look.name], replies[look.path]))
 
     # -- the way of one job -------------------------------------------------------------------------------------------
 
@@ -104,10 +134,11 @@ class InboxSession(SftpSession):
             return Answer(job.marker, State.REFUSED, "this account has no inbox there", "no-inbox")
         else:
             return refusal(job, made, "may not be created in its inbox")
-        taken = yield from self._is_taken(name, PROBE_PATIENCE_S if job.probe else PATIENCE_S)
-        if not taken:
+        look = _Look(name, self._tombstone_path(job.marked))
+        seen = yield from self._until_taken(look, PROBE_PATIENCE_S if job.probe else PATIENCE_S)
+        if seen is None:
             return Answer(job.marker, State.RECEIVED, _UNTAKEN)
-        return (yield from self._after_taken(job, placed=made.code == wire.OK and not stood))
+        return (yield from self._after_taken(job, seen, placed=made.code == wire.OK and not stood))
 
     def _look(self, job: Job) -> Steps:
         # Before the view: what its agent takes between the two looks is then found in the second.
@@ -154,25 +185,30 @@ class InboxSession(SftpSession):
             self._served.add(place)
         return True
 
-    def _is_taken(self, name: bytes, patience_s: float) -> Asking[bool]:
-        """Look now and then whether the name is gone, for as long as patience goes."""
+    def _until_taken(self, look: _Look, patience_s: float) -> Asking[wire.Reply | None]:
+        """Look now and then whether the name is gone, for as long as patience goes: what the view had then, or None."""
         begun = time.monotonic()
         wait_s = self._first_look_s
         first = True
         while True:
             yield wait_s
-            seen = yield (wire.lstat, name)
-            gone = seen.code == wire.NO_SUCH_FILE
+            answer: tuple[wire.Reply, wire.Reply] = yield look
+            name, seen = answer
+            gone = name.code == wire.NO_SUCH_FILE
             if first:
                 factor = 0.95 if gone else 1.2
                 self._first_look_s = min(_LATEST_FIRST_LOOK_S, max(_SOONEST_LOOK_S, self._first_look_s * factor))
-            if gone or time.monotonic() - begun >= patience_s:
-                return gone
+            if gone:
+                return seen
+            waited_s = time.monotonic() - begun
+            if waited_s >= patience_s:
+                return None
             first = False
-            wait_s = min(_LATEST_LOOK_S, wait_s * 2)
+            wait_s = min(_LATEST_LOOK_S, waited_s / 2)  # so it is seen at most half as late again as it was taken
 
-    def _after_taken(self, job: Job, *, placed: bool) -> Steps:
-        seen = yield (wire.lstat, self._tombstone_path(job.marked))
+    def _after_taken(self, job: Job, seen: wire.Reply, *, placed: bool) -> Steps:
+        if seen.mode is None:  # the view may have been looked at before the name
+            seen = yield (wire.lstat, self._tombstone_path(job.marked))
         if seen.mode is not None:
             if stat.S_ISREG(seen.mode):
                 return Answer(job.marker, State.CONFIRMED, placed=placed)
@@ -202,5 +238,5 @@ class InboxSession(SftpSession):
                 return "nothing can be created in its inbox: full?"
         else:
             return "this account has no inbox there, or may not create in it"
-        taken = yield from self._is_taken(name, _CANARY_PATIENCE_S)
-        return "" if taken else "its agent takes nothing from the inbox"
+        taken = yield from self._until_taken(_Look(name, self._root), _CANARY_PATIENCE_S)
+        return "its agent takes nothing from the inbox" if taken is None else ""

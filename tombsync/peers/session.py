@@ -38,7 +38,7 @@ NO_PLACE = "root, channel or quality is missing there"
 
 Request = tuple[Any, ...]  # a builder of wire.py and its arguments behind the id
 T = TypeVar("T")
-Asking: TypeAlias = Generator[Any, wire.Reply, T]  # yields a Request, or what the way of delivery lets it wait for
+Asking: TypeAlias = Generator[Any, Any, T]  # yields a Request and is sent its Reply; or what its way lets it wait for
 Steps: TypeAlias = Asking[Answer]
 
 
@@ -288,7 +288,7 @@ class SftpSession:
 
     # -- driving the generators ---------------------------------------------------------------------------------------
 
-    def _advance(self, steps: Steps, reply: wire.Reply | None) -> None:
+    def _advance(self, steps: Steps, reply: Any) -> None:
         try:
             wanted = next(steps) if reply is None else steps.send(reply)
         except StopIteration as end:
