@@ -25,7 +25,17 @@ from tests.support.waiting import wait_for
 from tombsync import precedence
 from tombsync.audit import QUEUE_RECORDS, Event, Record
 from tombsync.errors import IndexDamaged
-from tombsync.index import DeliveryOutcomes, Due, Facts, Outcome, Reader, SegmentRows, Writer, index_path
+from tombsync.index import (
+    DeliveryOutcomes,
+    Due,
+    Facts,
+    MarkersForgotten,
+    Outcome,
+    Reader,
+    SegmentRows,
+    Writer,
+    index_path,
+)
 from tombsync.intake import MISSED_AFTER_S, Intake, owner_name
 from tombsync.metrics import Metrics
 from tombsync.names import Hour, Marked, hour_number
@@ -150,6 +160,31 @@ def test_a_second_sighting_is_told_to_nobody(bench: Bench) -> None:
     assert len(bench.journal.records()) == 1
     assert bench.metric("hide_seconds_count", source="watch") == 1
     assert bench.metric("hide_seconds_count", source="rescan") == 0
+
+
+def test_what_an_inbox_brought_and_is_forgotten_is_hidden_when_a_person_marks_it_again(bench: Bench) -> None:
+    """The watcher may owe an event of the placing for ever, where the tombstone stood in the tree already."""
+    bench.see("one", source=Source.INBOX)
+    forgotten: list[str] = []
+    bench.mailbox.put_urgent(MarkersForgotten(HOUR, ["one"], forgotten.extend))
+    bench.turn()
+    assert (forgotten, bench.hidden_stems()) == (["one"], set())
+    bench.touch("one")
+    bench.see("one")
+    assert bench.hidden_stems() == {"one"}
+    assert len(bench.hidden_when_woken) == 2
+
+
+def test_an_event_of_what_an_inbox_brought_is_missed_no_second_time(bench: Bench) -> None:
+    bench.watch_answers = True
+    bench.see("one", "two", source=Source.INBOX)
+    bench.touch("one", "two")
+    bench.see("one", "two")  # of the placing
+    bench.mailbox.put_urgent(MarkersForgotten(HOUR, ["one"], lambda _: None))
+    bench.turn()
+    bench.see("two", "one")  # by hand
+    assert bench.hidden_stems() == {"one", "two"}
+    assert len(bench.journal.records()) == 3
 
 
 def test_many_are_hidden_a_transaction_at_a_time(bench: Bench) -> None:
