@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "listing": ("listing",),
     "burst": ("burst",),
     "coverage": ("coverage",),
+    "service": ("service",),
     "soak": ("soak",),
 }
 ORDER = [line for lines in COMMANDS.values() for line in lines]

@@ -62,6 +62,10 @@ these figures take a part of the same two cores.
 `coverage` begins where a first index of a million segments is ready, with the settling rescans beside it: every hour
 is judged, first while /metrics is scraped, then, by another agent, while tombstones are touched. A tree of 100,000
 hours is for memory alone.
+
+`service` installs the project, as an operator does, on a container that a real systemd boots (mmdebstrap and
+systemd-nspawn, as root), with a tree of a million segments: the time is that of `systemctl start`, `tombsync check`
+before it included.
 """
 
 
