@@ -32,6 +32,7 @@ from tests.support.waiting import wait_for
 from tombsync import errors
 from tombsync.names import strict_path
 from tombsync.peers import CONNECT_TIMEOUT_S, REPLY_TIMEOUT_S, Answer, Connector, Job, Session, Target, require_usable
+from tombsync.peers.session import LEFT_OUT_S
 from tombsync.plan import State
 
 HOUR = "desertbus/source/2019-11-13T02"
@@ -449,6 +450,7 @@ while len(head := source.read(4)) == 4:
         if fault == "dies": sys.exit(1)
     elif kind == 7:  # LSTAT: the root is there, nothing else is
         if fault == "no mode": send(105, struct.pack(">II", request, 0))
+        elif fault == "leaves one out" and b"left-out" in packet: pass
         elif b".tombstone" in packet: status(request, 2)
         else: send(105, struct.pack(">IIQIII", request, 7, 0, 0, 0, 0o40755))
     elif kind == 3:  # OPEN
@@ -497,6 +499,26 @@ def test_replies_may_come_in_any_pieces_and_directories_may_be_closed_to_us(faul
         expected = [Answer(number, State.CONFIRMED, placed=True) for number in range(1, 21)]
         assert exchange(session, jobs(20)) == expected
         assert exchange(session, jobs(20)[:1]) == expected[:1]
+
+
+def test_a_server_that_leaves_one_request_out_is_given_up(tmp_path: Path) -> None:
+    """It looks alive, as it answers all others."""
+    with odd_server("leaves one out", tmp_path) as target, session_with(target) as session:
+        now = time.monotonic()
+        left_out = Job(1, strict_path(f"{HOUR}/left-out"), probe=True)
+        session.submit([left_out])
+        assert session.collect(now) == []
+        for turn, job in enumerate(jobs(4)[1:], start=1):
+            session.submit([job])
+            answers: list[Answer] = []
+            while not answers:
+                wait_readable(session, time.monotonic() + WAIT_S)
+                answers = session.collect(now + turn * REPLY_TIMEOUT_S * 0.9)
+            assert [answer.marker for answer in answers] == [job.marker]
+        session.ping()
+        wait_readable(session, time.monotonic() + WAIT_S)
+        with pytest.raises(errors.PeerTimeout, match="leaves one request out"):
+            session.collect(now + LEFT_OUT_S + 1)
 
 
 def test_a_failing_fsync_is_tried_again(tmp_path: Path) -> None:

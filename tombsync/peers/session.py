@@ -18,7 +18,8 @@ from tombsync import errors, precedence
 from tombsync.names import EXTENSION, OWN_DIRECTORY, Hour, Kind, Marked, tombstone_name
 from tombsync.peers import wire
 from tombsync.peers.contract import Answer, Job
-from tombsync.peers.packets import REPLY_TIMEOUT_S, Packet, Packets
+from tombsync.peers.greeting import greet
+from tombsync.peers.packets import REPLY_TIMEOUT_S, Packets
 from tombsync.peers.syncs import FEW_PLACING
 from tombsync.plan import State, window
 
@@ -32,6 +33,8 @@ _FRESH_AT_ONCE = 32
 CLOSED_AFTER_S = 0.02  # a few: not while the answer they gave is still on its way into the index (benchmarks/push.py)
 _CLOSED_AT_ONCE = 256  # what is fresh waits behind so many, some ms; their replies are the sign for the next
 _PLACE_S = 40e-6  # the server's time for one OPEN and CLOSE (measured by benchmarks/catchup.py)
+# Others were answered meanwhile. A server that does one after the other is silent by then, and given up before.
+LEFT_OUT_S = 3 * REPLY_TIMEOUT_S
 _DATA = (EXTENSION[Kind.TS], EXTENSION[Kind.JSON])
 
 NO_PLACE = "root, channel or quality is missing there"
@@ -72,6 +75,7 @@ class SftpSession:
         self._most_handles = self._most_in_flight = _MOST_IN_FLIGHT
         self.round_trip_s = 0.0
         self._last_heard = time.monotonic()
+        self._oldest: tuple[int | None, float] = (None, 0.0)  # request that waits, and since when it is the oldest
         self.canary_at: float | None = None
         self.canary_problem = ""
         self._canary_running = False
@@ -190,9 +194,18 @@ class SftpSession:
             self._last_heard = now
         elif now - self._last_heard > REPLY_TIMEOUT_S:
             raise errors.PeerTimeout(self.peer, f"{len(self._waiting)} requests wait")
+        self._see_left_out(now)
         self._flush()
         answers, self._answers = self._answers, []
         return answers
+
+    def _see_left_out(self, now: float) -> None:
+        """A request without an answer must not keep its job for ever, where the server goes on with others."""
+        oldest = next(iter(self._waiting), None)
+        if oldest != self._oldest[0]:
+            self._oldest = (oldest, now)
+        elif oldest is not None and now - self._oldest[1] > LEFT_OUT_S:
+            raise errors.PeerTimeout(self.peer, "it answers others, and leaves one request out")
 
     def close(self) -> None:
         """End the session; from any thread."""
@@ -200,39 +213,14 @@ class SftpSession:
 
     def begin(self, deadline: float) -> None:
         """Agree on the version, learn limits and round trip. Raises PeerError."""
-        kind, version, body = self._ask_first(wire.init(), deadline)
-        if kind != wire.VERSION:
-            raise errors.PeerProtocol(self.peer, f"a packet of type {kind} instead of VERSION")
-        with self.packets.protocol():
-            extensions = wire.parse_version(version, body)
-        self.can_sync = wire.FSYNC in extensions
-        if wire.LIMITS in extensions:
-            kind, _, body = self._ask_first(wire.limits(0), deadline)
-            with self.packets.protocol():
-                reply = wire.parse_reply(kind, body)
-                handles = wire.parse_limits(reply.data) if reply.code == wire.OK else 0
-            if handles:
-                self._most_handles = max(1, min(self.MOST_HANDLES, handles - _RESERVED_HANDLES))
-                self._most_in_flight = min(_MOST_IN_FLIGHT, self._most_handles)
-        asked = time.monotonic()
-        self.root_there = self._stands(self._root, deadline) is not None
-        self.round_trip_s = time.monotonic() - asked
-        mode = self._stands(self._path(OWN_DIRECTORY), deadline) if self.root_there else None
-        self.marker_there = mode is not None and stat.S_ISDIR(mode)
+        learnt = greet(self.packets, self.peer, self._root, deadline)
+        self.can_sync = wire.FSYNC in learnt.extensions
+        if learnt.handles:
+            self._most_handles = max(1, min(self.MOST_HANDLES, learnt.handles - _RESERVED_HANDLES))
+            self._most_in_flight = min(_MOST_IN_FLIGHT, self._most_handles)
+        self.round_trip_s = learnt.round_trip_s
+        self.root_there, self.marker_there = learnt.root_there, learnt.marker_there
         self._last_heard = time.monotonic()
-
-    def _stands(self, path: bytes, deadline: float) -> int | None:
-        """The mode of what stands at a path, while the session is being opened; None where nothing is seen there."""
-        kind, _, body = self._ask_first(wire.lstat(0, path), deadline)
-        with self.packets.protocol():
-            return wire.parse_reply(kind, body).mode
-
-    def _ask_first(self, data: bytes, deadline: float) -> Packet:
-        try:
-            self.packets.send(data)
-        except errors.PeerLost as exc:  # it was quicker in closing than we in asking
-            raise errors.SftpRefused(self.peer, "the channel was closed at once") from exc
-        return self.packets.wait(deadline)
 
     # -- what every way of delivery asks ------------------------------------------------------------------------------
 
