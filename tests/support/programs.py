@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 
 import pytest
 
@@ -16,3 +17,12 @@ def need(program: str) -> str:
             pytest.fail(f"{program} is not installed, and CI must not skip a test", pytrace=False)
         pytest.skip(f"{program} is not installed (tests/run says what is missing, and as root on Debian installs it)")
     return os.path.abspath(path)
+
+
+def was_interrupted(code: int) -> bool:
+    """Whether a program ended by Ctrl-C, as a shell tells it: 130.
+
+    Python ends by the signal itself where that came within an `exec` of a library that was being loaded, whatever was
+    made of the interrupt afterwards.
+    """
+    return code in (128 + signal.SIGINT, -signal.SIGINT)

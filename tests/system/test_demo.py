@@ -26,7 +26,7 @@ import pytest
 from click.testing import CliRunner
 
 import tombsync
-from tests.support.programs import need
+from tests.support.programs import need, was_interrupted
 from tests.support.waiting import wait_for
 from tombsync import confine
 from tombsync.cli.demo import material
@@ -272,7 +272,7 @@ def lines_until_started(demos: Demos) -> list[str]:
             if line.startswith("started"):
                 break
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 128 + signal.SIGINT
+        assert was_interrupted(process.wait(20))
     return lines
 
 

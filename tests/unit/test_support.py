@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import configparser
 import contextlib
 import os
+import re
 import resource
 import socket
 import struct
@@ -19,6 +21,7 @@ from tests.support.relay import MAX_HELD_BYTES, Misbehaviour, Relay, SilentServe
 from tests.support.sshd import Sshd
 from tests.support.waiting import wait_for
 
+REPOSITORY = Path(__file__).parents[2]
 TIMEOUT_S = 10.0
 # A read that must not be answered waits this long; what would answer it takes a millisecond.
 SILENCE_S = 0.3
@@ -473,3 +476,11 @@ def test_silent_server_ends_in_the_middle_of_a_line_that_nobody_reads() -> None:
     with SilentServer("fast-line") as server, connect(server) as client:
         assert exactly(client, 10) == b"x" * 10
     assert time.monotonic() - started < 5.0
+
+
+def test_all_kinds_of_tests_run_in_ci() -> None:
+    settings = configparser.ConfigParser()
+    settings.read(REPOSITORY / "setup.cfg")
+    (kinds,) = re.findall(r"^kinds=\((.*)\)$", (REPOSITORY / ".ci" / "run").read_text(), re.MULTILINE)
+    there = [str(path.parent.relative_to(REPOSITORY)) for path in REPOSITORY.glob("tests/*/test_*.py")]
+    assert sorted(kinds.split()) == sorted(settings["tool:pytest"]["testpaths"].split()) == sorted(set(there))
