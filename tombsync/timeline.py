@@ -70,6 +70,10 @@ class Piece(NamedTuple):
         """Whether it carries any part of that span."""
         return self.start_us < end_us and start_us < self.end_us
 
+    def touches(self, start_us: int, end_us: int) -> bool:
+        """As `overlaps`; and one whose name says that it has no length, at the instant at which it starts."""
+        return self.start_us < end_us and (start_us < self.end_us or start_us <= self.start_us)
+
 
 # Of files that the rule has to tell apart by their size; few are, so it is asked file by file. -1 where it is gone.
 SizeOf = Callable[[Piece], int]

@@ -68,6 +68,12 @@ def test_the_ends_of_a_span_are_exact() -> None:
     assert set(reasons(found)) == {first, last}
 
 
+@pytest.mark.parametrize(("second", "is_found"), [(9.999, False), (10, True), (11, True), (12, False)])
+def test_a_file_whose_name_says_no_length_counts_where_it_starts(second: float, is_found: bool) -> None:
+    """There is something in it all the same."""
+    assert bool(find(asked(10, 12, twins=False), sorted_into([at(second, duration_us=0)])).marks) is is_found
+
+
 def test_what_plays_across_midnight_is_found_from_both_sides() -> None:
     across = at(-0.5)
     assert across.hour.text == "2019-11-12T23"

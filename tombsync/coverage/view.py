@@ -10,7 +10,7 @@ from tombsync.coverage.rows import figures, hour_document, of_row, totals_of_sum
 from tombsync.index import Reader
 from tombsync.names import hour_text
 
-_END = 1 << 26  # a number that no hour reaches
+_END = 1 << 27  # in the index, the number of an hour has so many bits
 
 
 class CoverageView:

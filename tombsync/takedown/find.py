@@ -152,7 +152,7 @@ def _found_among(asked: Asked, pieces: list[Piece]) -> dict[Piece, tuple[Why, Pi
     found: dict[Piece, tuple[Why, Piece | None]] = {
         one: (Why.CARRIES, None)
         for one in pieces
-        if one.overlaps(asked.start_us, asked.end_us) and (one.type == CHAT or asked.covers(one.hour.quality))
+        if one.touches(asked.start_us, asked.end_us) and (one.type == CHAT or asked.covers(one.hour.quality))
     }
     tolerance_us = TOLERANCE_US if asked.twins else 0
     left = list(found)

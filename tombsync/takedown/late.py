@@ -53,7 +53,7 @@ class Reach:
         return not self._qualities or one.hour.quality in self._qualities
 
     def _carries(self, one: Piece) -> bool:
-        return self.covers(one) and one.overlaps(self.takedown.start_us, self.takedown.end_us)
+        return self.covers(one) and one.touches(self.takedown.start_us, self.takedown.end_us)
 
     def starts_of(self, hour: Hour, stems: Iterable[str]) -> list[int]:
         """When those of the marked stems of an hour start that this takedown is about, in order."""

@@ -63,7 +63,7 @@ def look(root_fd: int, asked: Asked, known_hidden: KnownHidden) -> Looked:
 
 def _reaches_in(asked: Asked, files: Iterable[Files]) -> bool:
     """Whether a file of an hour before plays into the span."""
-    return any(one.overlaps(asked.start_us, asked.end_us) for each in files for one in each.pieces)
+    return any(one.touches(asked.start_us, asked.end_us) for each in files for one in each.pieces)
 
 
 def qualities(root_fd: int, channel: str, wanted: Sequence[str], links: list[str]) -> list[str]:
