@@ -231,11 +231,12 @@ def warm_find(root: Path, repeats: int = 3) -> float:
 
 def rss_mb(pid: int) -> float:
     """Resident memory of a process, in 10^6 bytes."""
-    with open(f"/proc/{pid}/status", encoding="ascii") as file:
-        for line in file:
-            if line.startswith("VmRSS"):
-                return int(line.split()[1]) * 1024 / 1e6
-    return 0.0
+    return rss_mb_of(Path(f"/proc/{pid}/status").read_text())
+
+
+def rss_mb_of(status: str) -> float:
+    """The same, from what the kernel says in /proc/PID/status: also of a process of another machine."""
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) * 1024 / 1e6
 
 
 def cpu_seconds(pid: int) -> float:

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from benchmarks import trees
-from benchmarks.common import Report, measure, parser, work_directory
+from benchmarks.common import Report, measure, parser, rss_mb_of, work_directory
 from tests.support.machines import Machine, Machines, copied
 from tests.support.waiting import wait_for
 from tests.systemd.operators import SOURCE, make_wheels
@@ -31,12 +31,6 @@ def settle(node: Machine) -> None:
     """Wait until the first scan and what it left to be looked at again are done."""
     node.run("tombsync", "rescan", "--full", timeout_s=_STAGE_S)
     wait_for(lambda: node.property("StatusText").startswith("ready"), "it to be ready", _STAGE_S, pause_s=0.2)
-
-
-def rss_mb(node: Machine) -> float:
-    """Resident memory of the agent, in 10^6 bytes."""
-    status = node.shell('cat "/proc/$1/status"', node.property("MainPID"))
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) * 1024 / 1e6
 
 
 def main() -> None:
@@ -66,7 +60,7 @@ def main() -> None:
             ready_s = sorted(starts)[_STARTS // 2]
             report.add("start to ready, warm index", f"{ready_s:.2f} s", must="<= 5 s", ok=ready_s <= 5)
             settle(node)
-            memory_mb = rss_mb(node)
+            memory_mb = rss_mb_of(node.says("cat", f"/proc/{node.property('MainPID')}/status"))
             report.add("RSS, idle", f"{memory_mb:.0f} MB", must="<= 150 MB", ok=memory_mb <= 150)
     report.close()
 

@@ -18,9 +18,9 @@ from tests.support.agent import AgentProcess, peer_table
 from tests.support.programs import need
 from tests.support.sshd import Sshd
 from tests.support.trees import need_root
+from tombsync.cli.peer.jail import INBOX_OPTIONS
 
 REQUESTS = "open,close,lstat"
-_OPTIONS = "size=64k,nr_inodes=12000,nosuid,nodev,noexec"  # of an inbox that is mounted, as `peer add` says
 
 
 def account_of(sender: str) -> str:
@@ -83,7 +83,7 @@ class ReceivingNode:
             box = self.inbox(sender)
             box.mkdir()
             if kept_below is not None:
-                run(need("mount"), "-t", "tmpfs", "-o", _OPTIONS, "tmpfs", str(box))
+                run(need("mount"), "-t", "tmpfs", "-o", INBOX_OPTIONS, "tmpfs", str(box))
                 stack.callback(run, need("umount"), "--lazy", str(box))
             os.chown(box, os.getuid(), pwd.getpwuid(uid).pw_gid)
             box.chmod(0o730)

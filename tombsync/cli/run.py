@@ -26,7 +26,8 @@ def run(place: Place, listen: str | None, node: str | None, require_confinement:
     Example: without any settings file, for a first look
       tombsync run --root /segments
     """
-    # paramiko takes it for the commands in an ssh_config, which nobody reads here: 5 MB (benchmarks/idle.py).
+    # paramiko takes it for the commands in an ssh_config, which nobody reads here: 5 MB (benchmarks/idle.py). None is
+    # how Python is told that an import is to fail (the types do not know of it), and paramiko goes on without.
     sys.modules.setdefault("invoke", None)  # type: ignore[arg-type]
     from tombsync.daemon import Agent
 

@@ -8,9 +8,9 @@ from typing import Any
 from tombsync.coverage.map import Map, map_range
 from tombsync.coverage.rows import figures, hour_document, of_row, totals_of_sums
 from tombsync.index import Reader
-from tombsync.names import hour_text
+from tombsync.names import hour_number, hour_text
 
-_END = 1 << 27  # in the index, the number of an hour has so many bits
+_END = hour_number("9999-12-31T23") + 1  # behind the last hour that has a name
 
 
 class CoverageView:

@@ -18,7 +18,6 @@ from tombsync.work import Sight, Sighting, Source
 _BEFORE_THE_FILE = (Source.INBOX, Source.TAKEDOWN)  # who hides first, and makes the tombstone then
 _COLUMNS = "stem, hour, hidden_at_ns, in_tree, pushable, source, ctime_ns, owner_uid, sender, origin, meant"
 _ALONE = f"{_COLUMNS}, told_up_to"  # of one that is recorded without a transaction around it
-_KNOWN = (0, False)  # no new marker
 
 
 class Hidden(NamedTuple):
@@ -116,8 +115,9 @@ class Hiding(PeerRows):
         for hour, group in hours.items():
             new = self._insert(hour, group, now_ns)
             for sighting, sight in group:
-                marker, pushable = new.pop(sighting.marked.stem, _KNOWN)
-                if marker:
+                marker = new.pop(sighting.marked.stem, None)
+                if marker is not None:
+                    pushable = _pushable(sighting.marked, sight)
                     news.append(Hidden(marker, sighting, sight, pushable, now_ns))
                 elif hidden := self._seen_again(sighting, sight, now_ns):
                     news.append(hidden)
@@ -125,19 +125,16 @@ class Hiding(PeerRows):
         news = [self._hold_of_mass(hidden, breaker) for hidden in news]
         return self._say_held(news) if any(hidden.held for hidden in news) else news
 
-    def _insert(self, hour: int, group: list[tuple[Sighting, Sight]], now_ns: int) -> dict[str, tuple[int, bool]]:
-        """Record stems of one hour; the new ones with their keys, and whether they are pushable. Takes out of the group
-        what is known as it stands.
-        """
+    def _insert(self, hour: int, group: list[tuple[Sighting, Sight]], now_ns: int) -> dict[str, int]:
+        """Record stems of one hour; the new ones with their keys. Takes out of the group what is known as it stands."""
         stems = json.dumps([sighting.marked.stem for sighting, _ in group])
         if hour in self._marked_hours:  # the watcher tells again of all that an inbox brings
             ((found,),) = self.execute(
-                "SELECT json_group_object(stem, json_array(coalesce(sender, also_from) IS NOT NULL, in_tree))"
-                " FROM marker WHERE hour = ? AND gen = 0 AND pushable AND stem IN (SELECT value FROM json_each(?))",
+                "SELECT json_group_object(stem, coalesce(sender, also_from) IS NOT NULL) FROM marker WHERE hour = ?"
+                " AND gen = 0 AND in_tree AND pushable AND stem IN (SELECT value FROM json_each(?))",
                 (hour, stems),
             )
-            if known := json.loads(found):  # stem -> whether a peer is known to have it, and whether it stands
-                self._found_in_tree(hour, group, known)
+            if known := json.loads(found):  # stem -> whether a peer is known to have it
                 group[:] = [pair for pair in group if not _tells_nothing(pair[0], known.get(pair[0].marked.stem))]
         self._marked_hours.add(hour)
         if not group:
@@ -153,23 +150,7 @@ class Hiding(PeerRows):
             "SELECT json_group_object(stem, id) FROM marker WHERE hour = ? AND id > ? AND gen = 0", (hour, last)
         )
         new: dict[str, int] = json.loads(found)
-        return {row[0]: (new[row[0]], row[2]) for row in reversed(rows) if row[0] in new}  # of two, the first counts
-
-    def _found_in_tree(
-        self, hour: int, group: Sequence[tuple[Sighting, Sight]], known: dict[str, Sequence[int]]
-    ) -> None:
-        """What an inbox brought was put into the tree meanwhile."""
-        found = [
-            sighting.marked.stem
-            for sighting, sight in group
-            if sight.ctime_ns is not None and (row := known.get(sighting.marked.stem)) and not row[1]
-        ]
-        if found:
-            self.execute(
-                "UPDATE marker SET in_tree = 1 WHERE hour = ? AND gen = 0 AND stem IN (SELECT value FROM json_each(?))",
-                (hour, json.dumps(found)),
-            )
-            known.update((stem, (known[stem][0], True)) for stem in found)
+        return new
 
     def _hold_of_mass(self, hidden: Hidden, breaker: Breaker | None) -> Hidden:
         """Count it, and let its deliveries wait where it belongs to a mass of marks."""
@@ -272,13 +253,9 @@ def _pushable(marked: Marked, sight: Sight) -> bool:
     return sight.regular and not marked.unsafe
 
 
-def _tells_nothing(sighting: Sighting, known: Sequence[int] | None) -> bool:
-    """Whether it is recorded as it stands. `known`: whether a peer is known to have it, and whether it stands in the
-    tree; None where it is new.
-    """
-    if known is None or not known[1]:
-        return False
-    return bool(known[0]) or sighting.source is not Source.INBOX
+def _tells_nothing(sighting: Sighting, known: int | None) -> bool:
+    """Whether it is recorded as it stands. `known`: 1 where a peer is known to have it, 0 where not, None if new."""
+    return known == 1 or (known == 0 and sighting.source is not Source.INBOX)
 
 
 def _mass_around(breaker: Breaker | None, sighting: Sighting, sight: Sight) -> tuple[int, int] | None:

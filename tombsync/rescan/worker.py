@@ -219,7 +219,10 @@ class Rescan:
         if kind is not RescanKind.SETTLE:
             self._end_pass()
         self._schedule.ended(kind, now)
+        long = kind is RescanKind.FULL or not self.first_done.is_set()
         self._tell_end(kind, now - begun)
+        if long:
+            memory.give_back()
 
     def _begin_pass(self, now: float) -> None:
         state = self._state
@@ -250,8 +253,6 @@ class Rescan:
             f"rescan_{kind.value}_unreadable": unreadable,
         }
         self._mailbox.put_urgent(Facts({"rescan_kind": None, **ended}))
-        if kind is RescanKind.FULL or not self.first_done.is_set():
-            memory.give_back()
         if kind is not RescanKind.SETTLE:
             text = f"{kind.value} rescan completed in {took_s:.1f} s"
             if unreadable:

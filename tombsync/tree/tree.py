@@ -148,18 +148,17 @@ class Tree:
         Those that stand already are left as they are. One sync of the directory makes every new empty file in it
         durable, at a hundredth of the price of one each. Raises TreeRefused; some may stand then.
         """
-        name = ""
+        path = f"{self.root}/{hour.path}"
         try:
             hour_fd = open_below(root_fd, hour.channel, hour.quality, hour.text)
             try:
-                for name in map(tombstone_name, stems):
-                    create_name(hour_fd, name)
-                name = ""
+                for stem in stems:
+                    path = f"{self.root}/{hour.path}/{tombstone_name(stem)}"
+                    create_name(hour_fd, tombstone_name(stem))
                 os.fsync(hour_fd)
             finally:
                 os.close(hour_fd)
         except OSError as exc:
-            path = f"{self.root}/{hour.path}/{name}".rstrip("/")
             raise TreeRefused(path, os.strerror(exc.errno or 0), exc.errno or 0) from exc
 
     def make_hour(self, root_fd: int, hour: Hour) -> bool:

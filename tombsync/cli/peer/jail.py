@@ -25,7 +25,7 @@ from tombsync.cli.peer.steps import Step
 from tombsync.config import Settings
 
 # 64 KiB of pages and 12,000 names: above what a sender keeps in it at once, and a flood fills nothing but itself.
-_INBOX_OPTIONS = "size=64k,nr_inodes=12000,nosuid,nodev,noexec"
+INBOX_OPTIONS = "size=64k,nr_inodes=12000,nosuid,nodev,noexec"
 _INBOX_MODE = 0o730
 # Private: a disk that is mounted below ROOT later would show in it writable. The agent says what is missing instead.
 _VIEW_OPTIONS = "bind,ro,nosuid,nodev,noexec,private"
@@ -151,7 +151,7 @@ def _view_stands(what: str, where: str) -> bool:
 def _inbox_mount(inbox: str, account: str, agent: struct_passwd) -> Mount:
     """Raises KeyError where the account is not there yet."""
     owner = f"uid={agent.pw_uid},gid={_group_of(account)},mode={_INBOX_MODE:04o}"
-    return Mount("tmpfs", inbox, "tmpfs", f"{_INBOX_OPTIONS},{owner}")
+    return Mount("tmpfs", inbox, "tmpfs", f"{INBOX_OPTIONS},{owner}")
 
 
 def _inbox_stands(inbox: str) -> bool:
